@@ -1,0 +1,1 @@
+"""Where TraceCore meets launchers and frameworks."""

@@ -1,0 +1,143 @@
+"""The read-only picture of a job that detectors see: columns by rank, group and step.
+
+Arrays are shared between ticks, not copied, and are marked read-only. Times are integer
+nanoseconds of the host's monotonic clock; 0 means "never" or "not inside". Windows are rings: a
+slot holds the row whose number stands in ``numbers`` or ``seq_ids`` (-1: empty); rows are in no
+particular order, and rows older than the window are gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tracecore_sidecar.verdicts import JobInfo
+    from tracecore_train.wire.records import IdentityRecord, ProcessRecord, StackRecord
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankColumns:
+    """One value per rank of the job, indexed by rank (arrays of length ``world_size``)."""
+
+    is_seen: Bools
+    """Something came from or about this rank. A rank not seen is not known to be healthy."""
+    is_ended: Bools
+    """Its process ended: the launcher saw it, it left a last word, or its pid is gone."""
+    ended_ns: Ints
+    exit_code: Ints
+    """Exit code, minus the signal number when a signal ended it, or -1000 when unknown."""
+    host_index: Ints
+    """Equal numbers: same host, same clock. -1: unknown."""
+    pid: Ints
+    num_steps: Ints
+    """Steps ended."""
+    step_ns: Ints
+    """End of the last step."""
+    num_batches: Ints
+    progress_ns: Ints
+    """Last time anything of this rank was seen to move: a step, a batch, a phase, a counter."""
+    page_ns: Ints
+    """When the rank page was last read; 0: never."""
+    input_since_ns: Ints
+    checkpoint_since_ns: Ints
+    phase_since_ns: Ints
+    heartbeat_ns: Ints
+    """Last beat of the rank's export thread, from the page."""
+    pull_ns: Ints
+    """When the flight recorder was last read with success; 0: never."""
+    pull_failed_ns: Ints
+    """When the last attempt failed; 0: none failed since the last success."""
+    longest_checkpoint_ns: Ints
+    """Longest checkpoint call that ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """One process group and the collectives of its members.
+
+    Arrays have the shape ``(slots, members)``; column ``j`` belongs to ``members[j]``.
+    """
+
+    pg_name: str
+    pg_desc: str
+    backend: str
+    members: tuple[int, ...]
+    """Global ranks."""
+    seq_ids: Ints
+    """``collective_seq_id`` of each slot, shape ``(slots,)``; -1: empty."""
+    created_ns: Ints
+    """When the member entered; 0: not seen to enter."""
+    is_retired: Bools
+    """The member's operation finished, failed or timed out."""
+    op: NDArray[np.int32]
+    """Index into ``ops``; -1: not seen to enter."""
+    ops: tuple[str, ...]
+    """Operation with sizes and types, e.g. ``all_reduce [[8320]] ['Float']``."""
+    last_seq: Ints
+    """Highest sequence number each member entered, shape ``(members,)``; -1: none seen."""
+
+    def op_name(self, slot: int, member: int) -> str:
+        """Give the operation a member entered in a slot, without sizes; empty if not seen."""
+        index = int(self.op[slot, member])
+        return self.ops[index].split(" ", 1)[0] if index >= 0 else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWindow:
+    """The last steps of all ranks. Arrays have the shape ``(slots, world_size)``."""
+
+    numbers: Ints
+    """Step number of each slot, shape ``(slots,)``; -1: empty."""
+    end_ns: Ints
+    """When the rank ended the step; 0: it has not (or was not seen to)."""
+    duration_ns: Ints
+    input_ns: Ints
+    checkpoint_ns: Ints
+    num_batches: Ints
+    flags: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """Everything a detector may look at."""
+
+    job: JobInfo
+    ranks: RankColumns
+    groups: Mapping[str, GroupView]
+    """By process-group name, which is unique within a job."""
+    steps: StepWindow
+    hosts: tuple[str, ...]
+    """Host names by ``host_index``."""
+    identities: Mapping[int, IdentityRecord]
+    """By rank, where the rank introduced itself."""
+    phases: Mapping[int, str]
+    """Name of the phase each rank is in, where it is in one."""
+    stacks: Mapping[int, tuple[StackRecord, ...]]
+    """Latest stacks by rank: one record per thread, or one with ``error`` set."""
+    processes: Mapping[int, tuple[ProcessRecord, ...]]
+    """Last two looks at ``/proc`` by rank, older first."""
+    blind: Mapping[int, tuple[str, ...]]
+    """By rank, signals that cannot be had, each as ``signal: reason``."""
+    num_lost: Mapping[int, int]
+    """By rank, records and ring entries lost so far."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks in the job."""
+        return self.job.world_size
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Give a view of ``array`` that cannot be written through."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,1 @@
+"""What the training thread writes to: rings of records and the rank page. Nothing here waits."""

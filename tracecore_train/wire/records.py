@@ -1,0 +1,367 @@
+"""Record types: everything the state store, the replay files and the detectors know about.
+
+A record is one stored fact. It is frozen, holds plain values only (``int``, ``bool``, ``str``,
+tuples of ``int`` or ``str``, and ``None`` where a value can be missing), and carries times as
+integer nanoseconds of its host's monotonic clock unless the field says otherwise. Who said it,
+on which host, in which job and attempt stands once on the :class:`Batch`, in its
+:class:`Source`; that is also what an OTLP resource carries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar, TypeAlias
+
+SCHEMA_VERSION = 1
+"""Version of the record tables; a receiver refuses a higher one."""
+
+
+class SourceKind(str, Enum):
+    """Who hands over a batch."""
+
+    RANK = "rank"
+    LAUNCHER = "launcher"
+    SIDECAR = "sidecar"
+
+
+class RecordKind(str, Enum):
+    """The kinds of record, by the name that stands on the wire."""
+
+    IDENTITY = "identity"
+    GROUPS = "groups"
+    PROGRESS = "progress"
+    STEP = "step"
+    PHASE = "phase"
+    CHECKPOINT = "checkpoint"
+    LAST_WORD = "last_word"
+    GAP = "gap"
+    RENDEZVOUS = "rendezvous"
+    WORKER_EXIT = "worker_exit"
+    RANK_PAGE = "rank_page"
+    PULL = "pull"
+    COLLECTIVE = "collective"
+    STACK = "stack"
+    PROCESS = "process"
+
+
+class StepFlag:
+    """Bits of :attr:`StepRecord.flags`."""
+
+    FIRST = 1
+    """First step this process ended: its duration is unknown (0)."""
+    SKIPPED = 2
+    """The gradient scaler skipped the optimizer (non-finite gradients)."""
+    EXPLICIT = 4
+    """Ended by ``tracecore_train.step()``, not seen by the optimizer hook."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Who hands over a batch: a process of one job, on one host, in one attempt.
+
+    ``wall_offset_ns`` is the host's wall clock minus its monotonic clock, so that
+    ``time_ns + wall_offset_ns`` is nanoseconds since the epoch.
+    """
+
+    kind: SourceKind
+    host: str
+    boot_id: str
+    pid: int
+    job_id: str
+    attempt: int
+    wall_offset_ns: int
+    rank: int | None = None
+    local_rank: int | None = None
+    node_rank: int | None = None
+    world_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityRecord:
+    """A rank introduces itself, once per process."""
+
+    kind: ClassVar[RecordKind] = RecordKind.IDENTITY
+    time_ns: int
+    rank: int
+    local_rank: int
+    node_rank: int
+    world_size: int
+    pid: int
+    start_ticks: int
+    """Process start time in clock ticks since boot (``/proc/PID/stat`` field 22); 0 if unknown."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    gpu_uuid: str | None
+    torch_version: str | None
+    blind: tuple[str, ...]
+    """Signals this rank cannot give, each as ``signal: reason``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecord:
+    """A process group this rank belongs to (torch's own ``pg_config`` is broken on gloo)."""
+
+    kind: ClassVar[RecordKind] = RecordKind.GROUPS
+    time_ns: int
+    rank: int
+    pg_name: str
+    pg_desc: str
+    backend: str
+    ranks: tuple[int, ...]
+    """Global ranks of the members, in group order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressRecord:
+    """Counters of one process group, read from the flight recorder without its entries.
+
+    They mix collectives with send/recv: they show *that* something moves, never who is behind.
+    """
+
+    kind: ClassVar[RecordKind] = RecordKind.PROGRESS
+    time_ns: int
+    rank: int
+    pg_name: str
+    enqueued: int
+    started: int
+    completed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One step ended at ``time_ns``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.STEP
+    time_ns: int
+    rank: int
+    step: int
+    """Number of steps this process has ended before this one (0 for the first)."""
+    duration_ns: int
+    """Since the end of the previous step; 0 when unknown (flag ``FIRST``)."""
+    input_ns: int
+    """Time inside ``next(dataloader)`` on the training thread during this step."""
+    num_batches: int
+    """Batches taken during this step: more than usual means accumulation or a skipped step."""
+    checkpoint_ns: int
+    """Time inside ``torch.save`` on the training thread during this step."""
+    flags: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseRecord:
+    """A phase the user named ended at ``time_ns``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.PHASE
+    time_ns: int
+    rank: int
+    name: str
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    """A checkpoint call ended at ``time_ns``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.CHECKPOINT
+    time_ns: int
+    rank: int
+    call: str
+    """The function, e.g. ``torch.save``."""
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastWordRecord:
+    """What a rank said when it ended normally. Its absence after an exit means it was cut off."""
+
+    kind: ClassVar[RecordKind] = RecordKind.LAST_WORD
+    time_ns: int
+    rank: int
+    word: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapRecord:
+    """Records that were lost, counted."""
+
+    kind: ClassVar[RecordKind] = RecordKind.GAP
+    time_ns: int
+    rank: int
+    where: str
+    """``ring`` (the rank's buffer was full), ``export`` (not delivered) or a hook's name."""
+    num_lost: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RendezvousRecord:
+    """The launcher started this node's workers: which ranks, under which pids."""
+
+    kind: ClassVar[RecordKind] = RecordKind.RENDEZVOUS
+    time_ns: int
+    world_size: int
+    ranks: tuple[int, ...]
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerExitRecord:
+    """The launcher saw a worker end."""
+
+    kind: ClassVar[RecordKind] = RecordKind.WORKER_EXIT
+    time_ns: int
+    rank: int
+    pid: int
+    exit_code: int | None
+    """Exit code, or None when a signal ended it."""
+    signal: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPageRecord:
+    """The rank page as read from outside at ``time_ns``; see ``recorder/page.py``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.RANK_PAGE
+    time_ns: int
+    rank: int
+    pid: int
+    step: int
+    """Steps ended so far."""
+    step_time_ns: int
+    """End of the last step; 0 before the first."""
+    num_batches: int
+    """Batches taken so far."""
+    input_since_ns: int
+    """Inside ``next(dataloader)`` since; 0 when outside."""
+    checkpoint_since_ns: int
+    """Inside a checkpoint call since; 0 when outside."""
+    phase: str
+    """Name of the phase the user opened; empty when none."""
+    phase_since_ns: int
+    heartbeat_ns: int
+    """Last beat of the export thread, which needs the GIL: stale means GIL held or stopped."""
+    last_word: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRecord:
+    """The sidecar read (or failed to read) a rank's flight recorder at ``time_ns``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.PULL
+    time_ns: int
+    rank: int
+    is_ok: bool
+    reason: str
+    """Why it failed; empty when it worked."""
+    num_entries: int
+    """Entries newer than the previous pull, or unfinished then and finished now."""
+    num_lost: int
+    """Entries the ring overwrote between two pulls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveRecord:
+    """One ring entry of a rank's flight recorder, as pulled at ``time_ns``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.COLLECTIVE
+    time_ns: int
+    rank: int
+    pg_name: str
+    collective_seq_id: int
+    record_id: int
+    op: str
+    """For example ``all_reduce``; without the backend's prefix."""
+    input_sizes: str
+    """For example ``[[8320]]``."""
+    input_dtypes: str
+    created_ns: int
+    """When the rank entered it (torch stamps wall time; converted to the monotonic clock)."""
+    completed_ns: int
+    """When completion was discovered; 0 where the backend does not say (always on gloo)."""
+    is_retired: bool
+    """The operation left the recorder's pending set: it finished, failed or timed out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackRecord:
+    """The Python stack of one thread of a rank, taken from outside."""
+
+    kind: ClassVar[RecordKind] = RecordKind.STACK
+    time_ns: int
+    rank: int
+    pid: int
+    thread: str
+    """Thread name; ``MainThread`` for the one that trains."""
+    is_active: bool
+    holds_gil: bool
+    frames: tuple[str, ...]
+    """Innermost first, each as ``function (file:line)``. Empty when ``error`` is set."""
+    error: str
+    """Why no stack could be had; empty when it worked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRecord:
+    """A rank's process as ``/proc`` shows it."""
+
+    kind: ClassVar[RecordKind] = RecordKind.PROCESS
+    time_ns: int
+    rank: int
+    pid: int
+    start_ticks: int
+    state: str
+    """One letter of ``/proc/PID/stat``: R, S, D, T, t, Z; ``-`` when the process is gone."""
+    cpu_ns: int
+    """User and system time used so far."""
+    rss_bytes: int
+    wchan: str
+
+
+Record: TypeAlias = (
+    IdentityRecord
+    | GroupRecord
+    | ProgressRecord
+    | StepRecord
+    | PhaseRecord
+    | CheckpointRecord
+    | LastWordRecord
+    | GapRecord
+    | RendezvousRecord
+    | WorkerExitRecord
+    | RankPageRecord
+    | PullRecord
+    | CollectiveRecord
+    | StackRecord
+    | ProcessRecord
+)
+
+RECORD_TYPES: dict[RecordKind, type[Record]] = {
+    cls.kind: cls
+    for cls in (
+        IdentityRecord,
+        GroupRecord,
+        ProgressRecord,
+        StepRecord,
+        PhaseRecord,
+        CheckpointRecord,
+        LastWordRecord,
+        GapRecord,
+        RendezvousRecord,
+        WorkerExitRecord,
+        RankPageRecord,
+        PullRecord,
+        CollectiveRecord,
+        StackRecord,
+        ProcessRecord,
+    )
+}
+"""The one visible list of what exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Records of one source, handed over together."""
+
+    source: Source
+    records: tuple[Record, ...] = field(default=())
