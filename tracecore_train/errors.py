@@ -13,5 +13,5 @@ class WireError(TracecoreError, ValueError):
     """Bytes or columns from outside are not what the wire format allows."""
 
 
-class HookUnavailable(TracecoreError):
+class HookUnavailableError(TracecoreError):
     """A hook the user asked for by name cannot work here; the message says why."""
