@@ -9,7 +9,7 @@ particular order, and rows older than the window are gone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +137,8 @@ class JobView:
         return self.job.world_size
 
 
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """Give a view of ``array`` that cannot be written through."""
-    view = array.view()
+    view: NDArray[_Scalar] = array.view()
     view.flags.writeable = False
     return view

@@ -1,0 +1,69 @@
+"""Tables from outside are checked value by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tracecore_train.errors import WireError
+from tracecore_train.wire.records import RECORD_TYPES, RecordKind, WorkerExitRecord
+from tracecore_train.wire.tables import MAX_TEXT, from_table, to_tables
+
+EXIT = WorkerExitRecord(time_ns=5, rank=1, pid=77, exit_code=None, signal=9)
+
+
+def columns(**changes: Any) -> dict[str, Any]:
+    (table,) = to_tables([EXIT])
+    return {**table.columns, **changes}
+
+
+def test_a_good_table_gives_its_records() -> None:
+    """The record that went in comes out."""
+    assert from_table("worker_exit", columns()) == [EXIT]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pid": ["77"]}, "'77' is not int"),
+        ({"pid": [True]}, "True is not int"),
+        ({"pid": [None]}, "None is not int"),
+        ({"pid": [2**63]}, "does not fit 64 bits"),
+        ({"pid": [1, 2]}, "uneven length"),
+        ({"pid": 77}, "int, not a list"),
+        ({"extra": [1]}, "unknown columns"),
+        ({"pid": [10**5000]}, "a huge integer"),
+    ],
+)
+def test_a_bad_column_is_named(changes: dict[str, Any], message: str) -> None:
+    """The error names what is wrong."""
+    with pytest.raises(WireError, match=message):
+        from_table("worker_exit", columns(**changes))
+
+
+def test_a_missing_column_is_named() -> None:
+    """A table without a column is refused with its name."""
+    incomplete = columns()
+    del incomplete["signal"]
+    with pytest.raises(WireError, match=r"missing columns \['signal'\]"):
+        from_table("worker_exit", incomplete)
+
+
+@pytest.mark.parametrize("kind", ["nonsense", 7, None, [], {}])
+def test_an_unknown_kind_is_refused(kind: object) -> None:
+    """A kind this version does not know is an error, not a guess."""
+    with pytest.raises(WireError, match="unknown record kind"):
+        from_table(kind, {})
+
+
+def test_oversized_text_is_refused() -> None:
+    """One string may not be longer than the limit."""
+    table = {"time_ns": [1], "rank": [0], "word": ["x" * (MAX_TEXT + 1)]}
+    with pytest.raises(WireError, match=f"at most {MAX_TEXT}"):
+        from_table("last_word", table)
+
+
+def test_every_kind_has_one_record_type() -> None:
+    """The vocabulary and the types list the same kinds."""
+    assert set(RECORD_TYPES) == set(RecordKind)
