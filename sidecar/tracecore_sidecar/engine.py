@@ -1,0 +1,77 @@
+"""The pure core of the sidecar: records in, incident events and wishes for evidence out.
+
+The daemon drives it with live records and the real clock, ``replay`` with recorded ones and the
+recorded clock: the same records and ticks give the same verdicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracecore_sidecar.incidents import IncidentEvent, Incidents
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracecore_sidecar.detectors import Detector, Wanted
+    from tracecore_sidecar.state.store import Store
+    from tracecore_sidecar.state.view import JobView
+    from tracecore_sidecar.verdicts import Verdict
+    from tracecore_train.wire.records import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """What one evaluation of all detectors gave."""
+
+    view: JobView | None
+    verdicts: tuple[Verdict, ...] = ()
+    """Every verdict that holds now."""
+    events: tuple[IncidentEvent, ...] = ()
+    """What changed since the last tick."""
+    wanted: tuple[Wanted, ...] = ()
+
+
+class Engine:
+    """Store, detectors and incidents of one job on one node."""
+
+    def __init__(
+        self, store: Store, detectors: Sequence[Detector[Any]], *, wall_offset_ns: int
+    ) -> None:
+        """Start with an empty state."""
+        self.store = store
+        self._detectors = detectors
+        self._wall_offset_ns = wall_offset_ns
+        self._attempt = -1
+        self._states: list[Any] = []
+        self._incidents: Incidents | None = None
+
+    def apply(self, batch: Batch) -> None:
+        """Take in records."""
+        self.store.apply(batch)
+
+    def tick(self, now_ns: int) -> Tick:
+        """Judge the job as it is now."""
+        view = self.store.view()
+        if view is None:
+            return Tick(view=None)
+        events: list[IncidentEvent] = []
+        if self._incidents is None or view.job.attempt != self._attempt:
+            events += self.close(now_ns)
+            self._attempt = view.job.attempt
+            self._states = [detector.initial_state() for detector in self._detectors]
+            self._incidents = Incidents(view.job, wall_offset_ns=self._wall_offset_ns)
+        verdicts: list[Verdict] = []
+        wanted: list[Wanted] = []
+        for index, detector in enumerate(self._detectors):
+            findings = detector.evaluate(view, self._states[index], now_ns)
+            self._states[index] = findings.state
+            verdicts += findings.verdicts
+            wanted += findings.wanted
+        events += self._incidents.update(verdicts, now_ns)
+        return Tick(view=view, verdicts=tuple(verdicts), events=tuple(events), wanted=tuple(wanted))
+
+    def close(self, now_ns: int) -> list[IncidentEvent]:
+        """Close what is open, at the end of an attempt or of the job."""
+        return [] if self._incidents is None else self._incidents.close_all(now_ns)

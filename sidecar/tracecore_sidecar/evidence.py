@@ -1,0 +1,110 @@
+"""Fetches evidence about ranks: flight-recorder pulls and stacks, beside the event loop.
+
+Nothing is asked twice at the same time, repeated wishes wait a little, and every read has a
+deadline, so a rank that cannot answer costs one thread for two seconds and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from tracecore_sidecar.detectors import Wanted, WantedKind
+from tracecore_sidecar.sources.flight_recorder import FlightRecorderReader
+from tracecore_sidecar.sources.process import read_process
+from tracecore_sidecar.sources.stacks import dump_stacks
+from tracecore_train import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from tracecore_sidecar.state.view import JobView
+    from tracecore_train.wire.records import Record
+
+MAX_PARALLEL = 8
+"""Reads at the same time: one per rank of a usual node."""
+REPEAT_AFTER_NS = {
+    WantedKind.COLLECTIVES: 1_000_000_000,
+    WantedKind.STACKS: 10_000_000_000,
+    WantedKind.PROCESS: 0,
+}
+"""A wish about the same rank is fulfilled again only after this time."""
+
+
+class EvidenceFetcher:
+    """Turns wishes for evidence into records."""
+
+    def __init__(
+        self,
+        job_dir: Path,
+        *,
+        on_records: Callable[[Sequence[Record], int], None],
+        wall_offset_ns: int,
+    ) -> None:
+        """``on_records(records, attempt)`` is called on the event loop with what was found."""
+        self._job_dir = job_dir
+        self._on_records = on_records
+        self._wall_offset_ns = wall_offset_ns
+        self._reader = FlightRecorderReader()
+        self._places = asyncio.Semaphore(MAX_PARALLEL)
+        self._last_ns: dict[tuple[WantedKind, int, int], int] = {}
+        self._running: dict[tuple[WantedKind, int], asyncio.Task[None]] = {}
+        self._last_slot = 0
+
+    def request(self, wishes: Iterable[Wanted], view: JobView, now_ns: int) -> None:
+        """Start fetching what is wanted and not already under way or fresh."""
+        for wish in wishes:
+            for rank in wish.ranks:
+                self._start(wish.kind, rank, view, now_ns)
+
+    def pull_on_schedule(self, interval_s: float, view: JobView, now_ns: int) -> None:
+        """Read every local rank's recorder at wall-clock multiples of the interval.
+
+        Multiples of the wall clock make the windows of different nodes overlap.
+        """
+        slot = int((now_ns + self._wall_offset_ns) / 1e9 / interval_s)
+        if slot == self._last_slot:
+            return
+        self._last_slot = slot
+        local = runtime.rank_pages(self._job_dir, view.job.attempt)
+        for rank in local:
+            if rank < view.world_size and not view.ranks.is_ended[rank]:
+                self._start(WantedKind.COLLECTIVES, rank, view, now_ns)
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, kind: WantedKind, rank: int, view: JobView, now_ns: int) -> None:
+        attempt, pid = view.job.attempt, int(view.ranks.pid[rank])
+        last_ns = self._last_ns.get((kind, attempt, rank))
+        is_fresh = last_ns is not None and now_ns - last_ns < REPEAT_AFTER_NS[kind]
+        if pid <= 0 or is_fresh or (kind, rank) in self._running:
+            return
+        self._last_ns[kind, attempt, rank] = now_ns
+        task = asyncio.create_task(self._fetch(kind, rank, pid, attempt))
+        self._running[kind, rank] = task
+        task.add_done_callback(lambda _: self._running.pop((kind, rank), None))
+
+    async def _fetch(self, kind: WantedKind, rank: int, pid: int, attempt: int) -> None:
+        records: Sequence[Record]
+        async with self._places:
+            now_ns = time.monotonic_ns()
+            if kind is WantedKind.COLLECTIVES:
+                records = await asyncio.to_thread(self._pull, rank, pid, attempt, now_ns)
+            elif kind is WantedKind.STACKS:
+                records = await dump_stacks(rank, pid, now_ns)
+            else:
+                records = [read_process(rank, pid, now_ns)]
+        self._on_records(records, attempt)
+
+    def _pull(self, rank: int, pid: int, attempt: int, now_ns: int) -> Sequence[Record]:
+        path = runtime.worker_server_socket(self._job_dir, attempt, rank)
+        return self._reader.pull(
+            rank, path, pid=pid, wall_offset_ns=self._wall_offset_ns, now_ns=now_ns
+        )
