@@ -1,0 +1,67 @@
+"""The flight recorder is the user's to switch off, and ours to switch on where torch does not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tracecore_train.guard import Guard
+from tracecore_train.hooks.context import HookContext
+from tracecore_train.hooks.process_groups import RING_VARIABLES, ProcessGroupsHook
+from tracecore_train.recorder.page import RankPage
+from tracecore_train.recorder.recorder import Recorder
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> ProcessGroupsHook:
+    for name in RING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    recorder = Recorder(RankPage.in_memory(), rank=0)
+    context = HookContext(recorder=recorder, rank=0, socket_path=None)
+    return ProcessGroupsHook(context, Guard("process_groups"))
+
+
+def _variables() -> dict[str, str]:
+    return {name: os.environ[name] for name in RING_VARIABLES if name in os.environ}
+
+
+def test_explicit_zero_is_respected_and_blind(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder the user turned off stays off, and the reason names the variable."""
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "0")
+    hook.install()
+    assert _variables() == {"TORCH_FR_BUFFER_SIZE": "0"}
+    assert hook.blind() == ["collectives: the flight recorder is off (TORCH_FR_BUFFER_SIZE=0)"]
+    hook.uninstall()
+
+
+def test_older_torch_is_turned_on_and_back(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch leaves the recorder off both variables are set, and gone after uninstall."""
+    monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
+    hook.install()
+    assert _variables() == dict.fromkeys(RING_VARIABLES, "2000")
+    hook.uninstall()
+    assert _variables() == {}
+
+
+def test_newer_torch_is_left_alone(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch turns the recorder on by itself no variable is touched and nothing is blind."""
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    hook.install()
+    assert (_variables(), hook.blind()) == ({}, [])
+    hook.uninstall()
+
+
+def test_no_process_group_gives_nothing(hook: ProcessGroupsHook) -> None:
+    """Without a process group there is neither a group nor a counter to report."""
+    hook.install()
+    assert hook.poll(True) == []
+    hook.uninstall()

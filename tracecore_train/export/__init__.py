@@ -1,0 +1,1 @@
+"""One daemon thread that hands records to the sidecar, and never holds training up."""

@@ -1,0 +1,84 @@
+"""The user's own words: where a step ends, and what the rank is doing.
+
+Both do nothing, cheaply, when nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tracecore_train.guard import Guard
+from tracecore_train.recorder.clock import now_ns
+from tracecore_train.recorder.page import Text, Word
+from tracecore_train.session import current_recorder
+from tracecore_train.wire.records import RecordKind
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tracecore_train.recorder.recorder import Recorder
+
+MAX_NAME = 80
+"""Characters of a phase's name that are kept."""
+_PHASE_SINCE = int(Word.PHASE_SINCE)
+_step_guard = Guard("step()")
+_phase_guard = Guard("phase()")
+
+
+def step() -> None:
+    """Say that a step ended here. From the first call on, only these calls end steps."""
+    recorder = current_recorder()
+    if recorder is not None and _step_guard.is_open:
+        with _step_guard:
+            recorder.claim_training_thread()
+            recorder.end_explicit_step()
+
+
+class phase:  # noqa: N801  (used like a function: ``with phase("evaluation"):``)
+    """Name what this rank does inside a ``with`` block; phases may be nested."""
+
+    __slots__ = ("_began", "_name", "_outer", "_recorder")
+
+    def __init__(self, name: str) -> None:
+        """Name the phase; long names are cut."""
+        self._name = name
+        self._recorder: Recorder | None = None
+        self._began = 0
+        self._outer: tuple[str, int] | None = None
+
+    def __enter__(self) -> None:
+        """Begin the phase."""
+        recorder = current_recorder()
+        if recorder is None or not _phase_guard.is_open:
+            return
+        with _phase_guard:
+            self._name = str(self._name)[:MAX_NAME]
+            self._began = now_ns()
+            if recorder.claim_training_thread():
+                self._outer = recorder.phase
+                _show(recorder, self._name, self._began)
+            self._recorder = recorder
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the phase, also by an exception, which goes on."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None or not _phase_guard.is_open:
+            return
+        with _phase_guard:
+            now = now_ns()
+            if self._outer is not None:
+                _show(recorder, *self._outer)
+            recorder.append((RecordKind.PHASE, now, self._name, now - self._began))
+
+
+def _show(recorder: Recorder, name: str, since: int) -> None:
+    recorder.phase = (name, since)
+    page = recorder.page
+    page.words[_PHASE_SINCE] = 0
+    page.write_text(Text.PHASE, name)
+    page.words[_PHASE_SINCE] = since
