@@ -197,10 +197,12 @@ class _Attempt:
                 self._moved(rank, record.time_ns)
 
     def _identity(self, record: rec.IdentityRecord) -> None:
+        known = self._identities.get(record.rank)
         self._identities[record.rank] = record
         self._blind[record.rank] = record.blind
         self._ints["pid"][record.rank] = record.pid
-        self._moved(record.rank, record.time_ns)
+        if known is None or known.pid != record.pid:
+            self._moved(record.rank, record.time_ns)
 
     def _group(self, record: rec.GroupRecord) -> None:
         known = self._groups.get(record.pg_name)
