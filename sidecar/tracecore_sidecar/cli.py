@@ -155,7 +155,6 @@ def replay(path: Path, as_json: bool) -> None:
         else:
             text = render_text(
                 item.event.verdict,
-                item.job,
                 now_ns=item.event.now_ns,
                 wall_offset_ns=item.wall_offset_ns,
             )

@@ -161,9 +161,7 @@ class Daemon:
             self._sink.on_event(event, view.job)
             if event.change == "closed":
                 continue
-            text = render_text(
-                event.verdict, view.job, now_ns=now_ns, wall_offset_ns=self._wall_offset_ns
-            )
+            text = render_text(event.verdict, now_ns=now_ns, wall_offset_ns=self._wall_offset_ns)
             self._terminal.verdict(text)
             if event.change == "opened":
                 self._events.append((event, text.splitlines()[0]))

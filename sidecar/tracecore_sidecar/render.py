@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tracecore_sidecar.verdicts import JobInfo, Suspect, Verdict
+    from tracecore_sidecar.verdicts import Suspect, Verdict
 
 WIDTH = 100
 """Columns of the block."""
@@ -26,11 +26,11 @@ _LABEL_WIDTH = 9
 _SECOND = 1_000_000_000
 
 
-def render_text(verdict: Verdict, job: JobInfo, *, now_ns: int, wall_offset_ns: int) -> str:
+def render_text(verdict: Verdict, *, now_ns: int, wall_offset_ns: int) -> str:
     """Give the block, without a line end after its last line. Times are local."""
     lines = list(_head(verdict))
     lines += _labelled("Suspect", _suspect_lines(verdict))
-    lines += _labelled("Since", [_since(verdict, job, now_ns, wall_offset_ns)])
+    lines += _labelled("Since", [_since(verdict, now_ns, wall_offset_ns)])
     if verdict.cost is not None:
         lines += _labelled("Cost", [verdict.cost.text])
     lines += _labelled("Why", [item.text for item in verdict.evidence])
@@ -121,11 +121,9 @@ def _suspect_lines(verdict: Verdict) -> list[str]:
     return lines or ["nobody is named"]
 
 
-def _since(verdict: Verdict, job: JobInfo, now_ns: int, wall_offset_ns: int) -> str:
+def _since(verdict: Verdict, now_ns: int, wall_offset_ns: int) -> str:
     onset = local_time(verdict.since_ns + wall_offset_ns)
-    text = f"{onset}, {age_text(now_ns - verdict.since_ns)} ago"
-    waiting = None if verdict.cost is None else verdict.cost.waiting_ranks
-    return text if not waiting else f"{text}; {waiting} of {job.world_size} ranks wait"
+    return f"{onset}, {age_text(now_ns - verdict.since_ns)} ago"
 
 
 def _in_brackets(thing: str) -> str:

@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tracecore_train.export": (
         "tracecore_train.errors",
         "tracecore_train.guard",
+        "tracecore_train.identity",
         "tracecore_train.wire",
         "tracecore_train.recorder",
         "tracecore_train.export",

@@ -19,7 +19,8 @@ from tracecore_sidecar.detectors.lateness import Cohort, Lateness, cohorts, meas
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tracecore_sidecar.state.view import JobView
+    from tracecore_sidecar.detectors.lateness import Floats
+    from tracecore_sidecar.state.view import Ints, JobView
     from tracecore_sidecar.verdicts import Verdict
 
 MILLISECOND_NS = 1_000_000
@@ -32,10 +33,9 @@ class StragglerSettings:
 
     warmup_steps: int = 5
     """First steps left out: compilation, allocation and caches differ between ranks."""
-    min_steps: int = 30
-    """Fewer sampled steps say nothing."""
-    max_steps: int = 120
-    """Length of the window in steps; longer ones notice a change too late."""
+    windows: tuple[int, ...] = (30, 60, 120)
+    """Numbers of last sampled steps that are judged, each by itself: the shortest notices a new
+    straggler soon, the longest a small steady one. Fewer steps than the shortest say nothing."""
     min_lateness_ns: int = 2 * MILLISECOND_NS
     """Lower quartile of the lateness: below, scheduling noise of a busy host."""
     noise_factor: float = 0.5
@@ -48,8 +48,9 @@ class StragglerSettings:
     """Removable share of the step; less is within what equal machines differ."""
     clip_factor: float = 3.0
     """A single step counts at most this many medians in the mean cost: one pause is no habit."""
-    hold_ns: int = 12 * SECOND_NS
-    """All of this must hold, in each look with new data, for this long."""
+    hold_ns: int = 20 * SECOND_NS
+    """All of this must hold, in each look with new data, for this long: slowness that moves on to
+    another rank within seconds (a noisy neighbour, alternating work) has no straggler."""
     clear_factor: float = 0.5
     """A named rank is cleared below this part of the thresholds."""
     clear_steps: int = 30
@@ -150,9 +151,9 @@ class StragglerDetector:
     ) -> None:
         settings = self.settings
         lateness = measure(
-            view, cohort, first_step=settings.warmup_steps, max_steps=settings.max_steps
+            view, cohort, first_step=settings.warmup_steps, max_steps=max(settings.windows)
         )
-        if lateness is None or len(lateness.numbers) < settings.min_steps:
+        if lateness is None or len(lateness.numbers) < min(settings.windows):
             return
         for column, rank in enumerate(cohort.ranks):
             key = (cohort.key, rank)
@@ -200,39 +201,29 @@ class StragglerDetector:
 def _find(cohort: Cohort, lateness: Lateness, column: int, settings: StragglerSettings) -> Finding:
     late = lateness.lateness_ns[:, column]
     removable = lateness.removable_ns[:, column]
-    step_ns = float(np.median(lateness.duration_ns))
-    cost = _cost(removable, settings)
-    level = float(np.median(late))
-    spread = 1.4826 * float(np.median(np.abs(late - level)))
-    floor = max(settings.min_lateness_ns, settings.noise_factor * spread)
+    duration = lateness.duration_ns
     count = len(late)
-    num_needed = max(
-        settings.min_late_share * count, count / 2 + settings.num_sigmas * count**0.5 / 2
-    )
-    is_late = (
-        float(np.quantile(late, 0.25)) > floor
-        and int((late > 0).sum()) >= num_needed
-        and cost >= settings.min_cost_share * step_ns
-    )
     recent = slice(-settings.clear_steps, None)
-    is_clear = (
-        float(np.median(late[recent])) <= settings.clear_factor * settings.min_lateness_ns
-        or _cost(removable[recent], settings)
-        <= settings.clear_factor * settings.min_cost_share * step_ns
-    )
-    # The onset is where the cumulated lateness, less half its level, is lowest.
-    onset = int(np.argmin(np.concatenate([[0.0], np.cumsum(late - level / 2)])))
-    onset = min(onset, count - 1)
+    is_clear = float(
+        np.median(late[recent])
+    ) <= settings.clear_factor * settings.min_lateness_ns or _cost(
+        removable[recent], settings
+    ) <= settings.clear_factor * settings.min_cost_share * float(np.median(duration[recent]))
+    onset = _onset(late, min(settings.windows))
     return Finding(
         rank=cohort.ranks[column],
         pg_name=cohort.group.pg_name,
         cohort=cohort.ranks,
         is_whole=cohort.is_whole,
-        is_late=is_late,
+        is_late=any(
+            _is_late(late[-n:], removable[-n:], duration[-n:], settings)
+            for n in settings.windows
+            if n <= count
+        ),
         is_clear=is_clear,
         lateness_ns=int(np.median(late[onset:])),
         removable_ns=int(_cost(removable[onset:], settings)),
-        step_ns=int(np.median(lateness.duration_ns[onset:])),
+        step_ns=int(np.median(duration[onset:])),
         share_last=float((removable[onset:] > 0).mean()),
         num_steps=count,
         num_collectives=lateness.num_collectives,
@@ -245,7 +236,29 @@ def _find(cohort: Cohort, lateness: Lateness, column: int, settings: StragglerSe
     )
 
 
-def _cost(removable: np.ndarray, settings: StragglerSettings) -> float:
+def _is_late(late: Floats, removable: Floats, duration: Ints, settings: StragglerSettings) -> bool:
+    """Say whether a rank is late in these steps, plainly and at a price."""
+    count = len(late)
+    spread = 1.4826 * float(np.median(np.abs(late - np.median(late))))
+    floor = max(settings.min_lateness_ns, settings.noise_factor * spread)
+    num_needed = max(
+        settings.min_late_share * count, count / 2 + settings.num_sigmas * count**0.5 / 2
+    )
+    return (
+        float(np.quantile(late, 0.25)) > floor
+        and int((late > 0).sum()) >= num_needed
+        and _cost(removable, settings) >= settings.min_cost_share * float(np.median(duration))
+    )
+
+
+def _onset(late: Floats, num_recent: int) -> int:
+    """Give the row where the cumulated lateness, less half its recent level, is lowest."""
+    level = float(np.median(late[-num_recent:]))
+    lowest = int(np.argmin(np.concatenate([[0.0], np.cumsum(late - level / 2)])))
+    return min(lowest, len(late) - 1)
+
+
+def _cost(removable: Floats, settings: StragglerSettings) -> float:
     """Give the cost of a usual step: the lower of the median and the clipped mean."""
     median = float(np.median(removable))
     return min(median, float(np.minimum(removable, settings.clip_factor * median).mean()))

@@ -19,11 +19,11 @@ OPTIONS = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
 MODE = os.environ.get("FAKE_SIDECAR", "")
 OUTPUT = Path(OPTIONS["--output"])
 is_over = threading.Event()
-bodies = []
+bodies: list[Path] = []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
+    def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         body = self.rfile.read(length)
         path = OUTPUT / f"{len(bodies):04}.body"
@@ -36,20 +36,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def address_string(self):
+    def address_string(self) -> str:
         return "unix"
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
 
-def stop(*_):
+def stop(*_: object) -> None:
     (OUTPUT / "asked").touch()
     if MODE != "stubborn":
         is_over.set()
 
 
-def main():
+def main() -> int:
     if MODE == "exit":
         return 3
     signal.signal(signal.SIGTERM, stop)

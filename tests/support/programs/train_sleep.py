@@ -49,7 +49,7 @@ def main() -> None:
             time.sleep(args.first_step_s)
         loss = nn.functional.mse_loss(model(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step == args.checkpoint_at and rank == 0:
             torch.save(model.state_dict(), args.checkpoint_path)
