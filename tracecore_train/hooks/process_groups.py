@@ -5,8 +5,9 @@ on gloo. Counters come from the flight recorder without its entries (3 to 4 µs)
 groups by creation order within this process and backend, which is not the group's name on a rank
 that is not in every group, so the numbers are matched by that order.
 
-The flight recorder is turned on where torch leaves it off; that must happen before the first
-process group is made. A user's explicit 0 is respected, and reported as blind.
+The flight recorder's size is set where the user did not: torch 2.10 and older leave it off, newer
+ones use the same size by default. That must happen before the first process group is made. A
+user's explicit 0 is respected, and reported as blind.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ RING_ENTRIES = "2000"
 """Torch's own default where it is on; larger rings make every dump hold a lock for longer."""
 MAX_GROUPS = 4_096
 """Process groups followed; far above what tensor, pipeline and data parallelism need."""
-_DEFAULT_ON_SINCE = (2, 11)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class ProcessGroupsHook:
         self._num_nccl = 0
         self._blind = ""
         self._set_variables: list[str] = []
+        self._has_counters = False
 
     def install(self) -> None:
         """Turn the flight recorder on where the user did not decide."""
         try:
-            import torch
             import torch.distributed as dist
         except ImportError as error:
             raise HookUnavailableError(f"collectives: no torch ({error})") from None
@@ -76,9 +76,7 @@ class ProcessGroupsHook:
         if chosen:
             if all(os.environ[name].strip() == "0" for name in chosen):
                 self._blind = f"the flight recorder is off ({chosen[0]}=0)"
-        elif _release(torch.__version__) < _DEFAULT_ON_SINCE:
-            if dist.is_initialized():
-                self._blind = "process groups existed before the flight recorder was turned on"
+        else:
             for name in RING_VARIABLES:
                 os.environ[name] = RING_ENTRIES
                 self._set_variables.append(name)
@@ -94,7 +92,11 @@ class ProcessGroupsHook:
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
-        return [f"collectives: {self._blind}"] if self._blind else []
+        if self._blind:
+            return [f"collectives: {self._blind}"]
+        if self._groups and not self._has_counters:
+            return ["collectives: the flight recorder has counted none yet, or it is off"]
+        return []
 
     def poll(self, is_full: bool) -> list[Record]:
         """Give the groups that are new (or all) and the counters of all."""
@@ -156,6 +158,7 @@ class ProcessGroupsHook:
                             completed=_number(counters, "last_completed_collective"),
                         )
                     )
+        self._has_counters = self._has_counters or bool(records)
         return records
 
 
@@ -198,8 +201,3 @@ def _is_legacy_nccl(backends: str) -> bool:
 def _is_cuda_in_use() -> bool:
     cuda = sys.modules.get("torch.cuda")
     return cuda is not None and bool(cuda.is_initialized())
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)

@@ -39,25 +39,21 @@ def test_explicit_zero_is_respected_and_blind(
     hook.uninstall()
 
 
-def test_older_torch_is_turned_on_and_back(
-    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where torch leaves the recorder off both variables are set, and gone after uninstall."""
-    monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
+def test_the_recorder_is_turned_on_and_the_variables_taken_back(hook: ProcessGroupsHook) -> None:
+    """Where the user set no size both variables are set, and gone after uninstall."""
     hook.install()
     assert _variables() == dict.fromkeys(RING_VARIABLES, "2000")
     hook.uninstall()
     assert _variables() == {}
 
 
-def test_newer_torch_is_left_alone(
-    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where torch turns the recorder on by itself no variable is touched and nothing is blind."""
-    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+def test_a_size_of_the_user_stays(hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size the user set under either name is neither changed nor joined by the other name."""
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "500")
     hook.install()
-    assert (_variables(), hook.blind()) == ({}, [])
+    assert (_variables(), hook.blind()) == ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "500"}, [])
     hook.uninstall()
+    assert _variables() == {"TORCH_NCCL_TRACE_BUFFER_SIZE": "500"}
 
 
 def test_no_process_group_gives_nothing(hook: ProcessGroupsHook) -> None:
