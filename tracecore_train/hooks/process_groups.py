@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tracecore_train.wire.records import Record
 
 RING_VARIABLES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
-"""Size of the flight recorder; torch 2.10 and older read only the second."""
+"""Size of the flight recorder, by its present and its older name."""
 RING_ENTRIES = "2000"
 """Torch's own default where it is on; larger rings make every dump hold a lock for longer."""
 MAX_GROUPS = 4_096
@@ -77,7 +77,9 @@ class ProcessGroupsHook:
             if all(os.environ[name].strip() == "0" for name in chosen):
                 self._blind = f"the flight recorder is off ({chosen[0]}=0)"
         else:
-            for name in RING_VARIABLES:
+            # Where the recorder of every backend exists, torch warns about the older name.
+            is_new = _counters("_dump_fr_trace_json") is not None
+            for name in RING_VARIABLES[:1] if is_new else RING_VARIABLES:
                 os.environ[name] = RING_ENTRIES
                 self._set_variables.append(name)
         if not self._blind and _counters("_dump_fr_trace_json") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -39,10 +40,23 @@ def test_explicit_zero_is_respected_and_blind(
     hook.uninstall()
 
 
-def test_the_recorder_is_turned_on_and_the_variables_taken_back(hook: ProcessGroupsHook) -> None:
-    """Where the user set no size both variables are set, and gone after uninstall."""
+def test_the_recorder_is_turned_on_and_the_variable_taken_back(hook: ProcessGroupsHook) -> None:
+    """Where the user set no size the present name is set, and gone after uninstall."""
+    hook.install()
+    assert _variables() == {"TORCH_FR_BUFFER_SIZE": "2000"}
+    hook.uninstall()
+    assert _variables() == {}
+
+
+def test_an_older_torch_gets_the_older_name_too(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no recorder for every backend, both names are set and taken back."""
+    c10d = sys.modules["torch._C._distributed_c10d"]
+    monkeypatch.delattr(c10d, "_dump_fr_trace_json")
     hook.install()
     assert _variables() == dict.fromkeys(RING_VARIABLES, "2000")
+    assert "2.8 and newer" in hook.blind()[0]
     hook.uninstall()
     assert _variables() == {}
 
