@@ -30,7 +30,7 @@ def test_a_slow_rank_is_named_wherever_it_is_slow(tmp_path: Path, where: str) ->
     """50 ms more on a 100 ms step of rank 1 names rank 1 within 60 s, and only rank 1."""
     job = run_job(
         tmp_path,
-        *("--steps", "250", "--step-ms", "95"),
+        *("--steps", "320", "--step-ms", "95"),
         fault=(f"slow:rank=1,ms=50,from=40,where={where}",),
     )
     assert job.returncode == 0, job.stderr
