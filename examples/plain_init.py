@@ -1,4 +1,4 @@
-"""Watch a plain script: two lines, and a name for the phases you want to tell apart.
+"""Watch a plain script: say where a step ends, and name the phases you want to tell apart.
 
 tracecore run --nproc-per-node 2 examples/plain_init.py, or plain torchrun: without a sidecar
 tracecore_train says so once and costs nothing.
@@ -29,6 +29,7 @@ def main():
             optimizer.zero_grad()
             nn.functional.mse_loss(model(x), y).backward()
             optimizer.step()
+            tracecore_train.step()  # for loops without a torch optimizer; else found by itself
         with tracecore_train.phase("validation"), torch.no_grad():
             error = nn.functional.mse_loss(model(inputs), data.tensors[1])
         if dist.get_rank() == 0:

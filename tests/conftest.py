@@ -14,7 +14,14 @@ from tracecore_train import guard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "SLURM_JOB_ID")
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "SLURM_JOB_ID",
+)
 
 
 @pytest.fixture(autouse=True)

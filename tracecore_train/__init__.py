@@ -23,7 +23,7 @@ from tracecore_train.__about__ import __version__
 if TYPE_CHECKING:
     from tracecore_train.errors import ConfigError, TracecoreError
     from tracecore_train.session import Session, init, shutdown
-    from tracecore_train.steps import phase, step
+    from tracecore_train.steps import microbatch, phase, step
 
 __all__ = [
     "ConfigError",
@@ -31,6 +31,7 @@ __all__ = [
     "TracecoreError",
     "__version__",
     "init",
+    "microbatch",
     "phase",
     "shutdown",
     "step",
@@ -42,6 +43,7 @@ _HOME = {
     "Session": "tracecore_train.session",
     "init": "tracecore_train.session",
     "shutdown": "tracecore_train.session",
+    "microbatch": "tracecore_train.steps",
     "phase": "tracecore_train.steps",
     "step": "tracecore_train.steps",
 }

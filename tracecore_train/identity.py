@@ -77,21 +77,23 @@ class Identity:
 def read_identity(
     *, job_id: str | None, job_name: str, environ: Mapping[str, str] | None = None
 ) -> Identity:
-    """Read who we are; without RANK in the environment, rank 0 of 1.
+    """Read who we are: from the launcher's variables, else from torch's process group.
+
+    Lightning starts its own children with LOCAL_RANK and WORLD_SIZE, and no RANK; on one node that
+    is enough. Without any of these it is rank 0 of 1.
 
     ``job_name`` names the job when neither ``job_id``, the scheduler nor the launcher does.
     Raises :class:`ConfigError` when the launcher's variables make no sense.
     """
     environ = os.environ if environ is None else environ
-    has_rank = environ.get("RANK", "") != ""
-    world_size = _number(environ, "WORLD_SIZE", 1, low=1, high=MAX_WORLD_SIZE) if has_rank else 1
-    rank = _number(environ, "RANK", 0, low=0, high=world_size - 1)
+    rank, world_size = _place(environ)
+    group_rank = "GROUP_RANK" if environ.get("GROUP_RANK", "") != "" else "NODE_RANK"
     return Identity(
         job_id=(job_id or _scheduler_job(environ) or job_name)[:MAX_NAME],
         attempt=_number(environ, "TORCHELASTIC_RESTART_COUNT", 0, low=0, high=10**6),
         rank=rank,
         local_rank=_number(environ, "LOCAL_RANK", rank, low=0, high=MAX_WORLD_SIZE),
-        node_rank=_number(environ, "GROUP_RANK", 0, low=0, high=MAX_WORLD_SIZE),
+        node_rank=_number(environ, group_rank, 0, low=0, high=MAX_WORLD_SIZE),
         world_size=world_size,
         host=os.uname().nodename[:MAX_NAME],
         boot_id=_read_text("/proc/sys/kernel/random/boot_id"),
@@ -126,6 +128,24 @@ def gpu_of(local_rank: int) -> tuple[str, str | None]:
     if isinstance(chosen, int):
         return "cuda", uuids[chosen] if chosen < len(uuids) else None
     return "cuda", next((uuid for uuid in uuids if uuid.startswith(str(chosen))), str(chosen))
+
+
+def _place(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Give rank and world size."""
+    if environ.get("RANK", "") != "":
+        world_size = _number(environ, "WORLD_SIZE", 1, low=1, high=MAX_WORLD_SIZE)
+        return _number(environ, "RANK", 0, low=0, high=world_size - 1), world_size
+    dist: Any = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return int(dist.get_rank()), int(dist.get_world_size())
+    if environ.get("LOCAL_RANK", "") == "" or environ.get("WORLD_SIZE", "") == "":
+        return 0, 1
+    if _number(environ, "NODE_RANK", 0, low=0, high=MAX_WORLD_SIZE):
+        raise ConfigError(
+            "there is no RANK beside NODE_RANK; init() after the process group is made"
+        )
+    world_size = _number(environ, "WORLD_SIZE", 1, low=1, high=MAX_WORLD_SIZE)
+    return _number(environ, "LOCAL_RANK", 0, low=0, high=world_size - 1), world_size
 
 
 def _scheduler_job(environ: Mapping[str, str]) -> str | None:

@@ -1,6 +1,6 @@
-"""The user's own words: where a step ends, and what the rank is doing.
+"""The user's own words: where a step ends, what it consists of, and what the rank is doing.
 
-Both do nothing, cheaply, when nothing is recorded.
+All do nothing, cheaply, when nothing is recorded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 MAX_NAME = 80
 """Characters of a phase's name that are kept."""
+MAX_GLOBAL_STEP = 2**63 - 1
+"""Largest step number that fits the wire."""
 _PHASE_SINCE = int(Word.PHASE_SINCE)
 _step_guard = Guard("step()")
+_microbatch_guard = Guard("microbatch()")
 _phase_guard = Guard("phase()")
 
 
@@ -34,14 +37,36 @@ def step() -> None:
             recorder.end_explicit_step()
 
 
+def microbatch(global_step: int | None = None) -> None:
+    """Say that a microbatch begins here, and how many updates the training run made before it.
+
+    The next step record carries the number of these calls and the last ``global_step``. For
+    frameworks, and for loops that accumulate gradients or resume.
+    """
+    recorder = current_recorder()
+    if recorder is not None and _microbatch_guard.is_open:
+        with _microbatch_guard:
+            number = None if global_step is None else int(global_step)
+            if number is not None and not 0 <= number <= MAX_GLOBAL_STEP:
+                raise ValueError("global_step is negative or does not fit 64 bits")
+            if recorder.claim_training_thread():
+                recorder.begin_microbatch(number)
+
+
 class phase:  # noqa: N801  (used like a function: ``with phase("evaluation"):``)
-    """Name what this rank does inside a ``with`` block; phases may be nested."""
+    """Name what this rank does inside a ``with`` block; phases may be nested.
 
-    __slots__ = ("_began", "_name", "_outer", "_recorder")
+    The rank page shows the innermost: a rank that others wait for is given time there. A phase in
+    which training goes on as usual, like an epoch, excuses nobody: ``is_shown=False`` records it
+    when it ends and leaves the page alone.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("_began", "_is_shown", "_name", "_outer", "_recorder")
+
+    def __init__(self, name: str, *, is_shown: bool = True) -> None:
         """Name the phase; long names are cut."""
         self._name = name
+        self._is_shown = is_shown
         self._recorder: Recorder | None = None
         self._began = 0
         self._outer: tuple[str, int] | None = None
@@ -54,7 +79,7 @@ class phase:  # noqa: N801  (used like a function: ``with phase("evaluation"):``
         with _phase_guard:
             self._name = str(self._name)[:MAX_NAME]
             self._began = now_ns()
-            if recorder.claim_training_thread():
+            if self._is_shown and recorder.claim_training_thread():
                 self._outer = recorder.phase
                 _show(recorder, self._name, self._began)
             self._recorder = recorder

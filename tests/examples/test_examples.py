@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.jobs import run_job
+from tracecore_train.wire.records import PhaseRecord, StepFlag, StepRecord
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -73,3 +77,33 @@ def test_plain_init_runs_without_a_sidecar() -> None:
     output = run(*TORCHRUN, str(EXAMPLES / "plain_init.py"))
     assert "epoch 4  error" in output
     assert 1 <= output.count("no sidecar") <= 2
+
+
+def test_plain_init_marks_steps_and_phases_itself(tmp_path: Path) -> None:
+    """Under `tracecore run` its own words end every step but the first, and name the phases."""
+    job = run_job(tmp_path, program=EXAMPLES / "plain_init.py", ranks=1)
+    assert job.returncode == 0, job.stderr
+    steps = [record for record in job.records() if isinstance(record, StepRecord)]
+    assert len(steps) == 5 * 4096 // 32
+    assert all(step.flags & StepFlag.EXPLICIT for step in steps[1:])
+    phases = [record.name for record in job.records() if isinstance(record, PhaseRecord)]
+    assert phases == ["validation"] * 5
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("lightning") is None, reason="lightning is not installed"
+)
+def test_the_lightning_gpt_names_its_phases(tmp_path: Path) -> None:
+    """A few steps on two ranks under `tracecore run` leave phases and step numbers of both."""
+    arguments = ("--steps", "6", "--out", str(tmp_path / "out"))
+    environ = {"OMP_NUM_THREADS": "1"}
+    job = run_job(tmp_path, *arguments, program=EXAMPLES / "lightning_gpt.py", env=environ)
+    assert job.returncode == 0, job.stderr
+    assert re.search(r"^step 6  held-out loss [\d.]+$", job.stdout, re.MULTILINE)
+    for rank in (0, 1):
+        mine = [record for record in job.records() if getattr(record, "rank", None) == rank]
+        names = {record.name for record in mine if isinstance(record, PhaseRecord)}
+        assert names >= {"sanity_check", "validation", "checkpoint"}
+        steps = [record for record in mine if isinstance(record, StepRecord)]
+        told = [(step.global_step, step.num_microbatches) for step in steps]
+        assert told == [(number, 2) for number in range(6)]

@@ -83,6 +83,8 @@ class Recorder:
         self._input_ns = 0
         self._num_batches = 0
         self._checkpoint_ns = 0
+        self._global_step: int | None = None
+        self._num_microbatches: int | None = None
 
     def append(self, row: tuple[object, ...]) -> None:
         """Store a row in this thread's ring."""
@@ -127,6 +129,11 @@ class Recorder:
         """Add time the training thread spent inside a checkpoint call."""
         self._checkpoint_ns += duration_ns
 
+    def begin_microbatch(self, global_step: int | None) -> None:
+        """Note a microbatch of the current step, and the number the framework gives the step."""
+        self._global_step = global_step
+        self._num_microbatches = (self._num_microbatches or 0) + 1
+
     def end_step(self, flags: int) -> None:
         """Close the current step and begin the next."""
         now = now_ns()
@@ -146,11 +153,14 @@ class Recorder:
                 self._num_batches,
                 self._checkpoint_ns,
                 flags,
+                self._global_step,
+                self._num_microbatches,
             )
         )
         self._step_end_ns = now
         self.num_steps = number + 1
         self._input_ns = self._num_batches = self._checkpoint_ns = 0
+        self._global_step = self._num_microbatches = None
         words = self.page.words
         words[_STEP_TIME] = now
         words[_STEP] = number + 1

@@ -142,15 +142,19 @@ class StepRecord:
     input_ns: int
     """Time inside ``next(dataloader)`` on the training thread during this step."""
     num_batches: int
-    """Batches taken during this step: more than usual means accumulation or a skipped step."""
+    """Batches taken from any loader during this step, those of a validation included."""
     checkpoint_ns: int
     """Time inside ``torch.save`` on the training thread during this step."""
     flags: int
+    global_step: int | None = None
+    """Updates before this one as the framework counts them, also over a resume; None: not told."""
+    num_microbatches: int | None = None
+    """Microbatches the framework began during this step (gradient accumulation); None: not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseRecord:
-    """A phase the user named ended at ``time_ns``."""
+    """A phase that the user or the framework named ended at ``time_ns``."""
 
     kind: ClassVar[RecordKind] = RecordKind.PHASE
     time_ns: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any, cast
 
@@ -35,6 +35,8 @@ class Column:
     item: type
     is_optional: bool
     is_tuple: bool
+    is_later: bool
+    """Has a default: added after the first version, and may be missing in what that wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,23 @@ def columns_of(kind: RecordKind) -> tuple[Column, ...]:
     """Give the columns of a kind, in field order."""
     record_type = RECORD_TYPES[kind]
     hints = typing.get_type_hints(record_type)
-    return tuple(_column(f.name, hints[f.name]) for f in fields(record_type))
+    return tuple(_column(f, hints[f.name]) for f in fields(record_type))
 
 
-def _column(name: str, hint: Any) -> Column:
+def _column(field: Field[Any], hint: Any) -> Column:
     is_optional = False
     if isinstance(hint, types.UnionType):
         is_optional = True
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
     is_tuple = typing.get_origin(hint) is tuple
     item = typing.get_args(hint)[0] if is_tuple else hint
-    return Column(name=name, item=item, is_optional=is_optional, is_tuple=is_tuple)
+    return Column(
+        name=field.name,
+        item=item,
+        is_optional=is_optional,
+        is_tuple=is_tuple,
+        is_later=field.default is not MISSING,
+    )
 
 
 def to_tables(records: Iterable[Record]) -> list[Table]:
@@ -87,10 +95,11 @@ def from_table(kind: object, columns: object) -> list[Record]:
         raise WireError(f"unknown record kind {_short(kind)}") from None
     if not isinstance(columns, Mapping):
         raise WireError(f"{record_kind.value}: columns are {type(columns).__name__}, not a mapping")
-    expected = columns_of(record_kind)
+    known = columns_of(record_kind)
+    expected = [c for c in known if c.name in columns or not c.is_later]
     if set(columns) != {c.name for c in expected}:
         missing = sorted({c.name for c in expected} - set(columns))
-        extra = sorted(_short(name) for name in set(columns) - {c.name for c in expected})
+        extra = sorted(_short(name) for name in set(columns) - {c.name for c in known})
         raise WireError(f"{record_kind.value}: missing columns {missing}, unknown columns {extra}")
     checked = [_checked_column(record_kind, c, columns[c.name]) for c in expected]
     num_rows = len(checked[0])

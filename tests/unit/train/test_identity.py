@@ -35,6 +35,44 @@ def test_no_rank_is_rank_0_of_1() -> None:
     assert (identity.rank, identity.world_size, identity.job_id) == (0, 1, "dir")
 
 
+LIGHTNING_CHILD = {"LOCAL_RANK": "1", "WORLD_SIZE": "4", "NODE_RANK": "0"}
+
+
+def test_lightnings_own_child_is_its_local_rank() -> None:
+    """Lightning gives its children no RANK; on the first node LOCAL_RANK is the rank."""
+    identity = read_identity(job_id=None, job_name="dir", environ=LIGHTNING_CHILD)
+    assert (identity.rank, identity.local_rank, identity.world_size) == (1, 1, 4)
+
+
+def test_a_rank_that_cannot_be_known_is_an_error() -> None:
+    """On a later node, without RANK and process group, nobody is guessed."""
+    environ = {**LIGHTNING_CHILD, "NODE_RANK": "1"}
+    with pytest.raises(ConfigError, match="NODE_RANK"):
+        read_identity(job_id=None, job_name="dir", environ=environ)
+
+
+def test_process_group_knows_the_rank_where_the_environment_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without RANK the rank is the one torch's process group was made with."""
+    dist = pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 5)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    environ = {**LIGHTNING_CHILD, "NODE_RANK": "1"}
+    identity = read_identity(job_id=None, job_name="dir", environ=environ)
+    assert (identity.rank, identity.world_size) == (5, 8)
+    assert (identity.local_rank, identity.node_rank) == (1, 1)
+
+
+def test_environment_wins_over_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RANK is the launcher's word, and the launcher's records carry the same."""
+    dist = pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    assert read_identity(job_id=None, job_name="dir", environ=TORCHRUN).rank == 5
+
+
 @pytest.mark.parametrize(
     ("job_id", "extra", "expected"),
     [

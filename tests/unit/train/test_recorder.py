@@ -111,3 +111,13 @@ def test_explicit_step_counts_from_the_first_call(recorder: Recorder) -> None:
     """Where no hook counted before, the first explicit call ends a step."""
     recorder.end_explicit_step()
     assert [step.flags for step in _steps(recorder)] == [StepFlag.FIRST | StepFlag.EXPLICIT]
+
+
+def test_microbatches_belong_to_the_step_they_began_in(recorder: Recorder) -> None:
+    """A step carries the microbatches since the last one and the last number; then none."""
+    recorder.begin_microbatch(40)
+    recorder.begin_microbatch(41)
+    recorder.end_step(0)
+    recorder.end_step(0)
+    told = [(step.global_step, step.num_microbatches) for step in _steps(recorder)]
+    assert told == [(41, 2), (None, None)]

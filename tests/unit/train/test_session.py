@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import tracecore_train
 from tests.support.fake_sidecar import FakeSidecar, wait_until
-from tracecore_train import guard, runtime
+from tracecore_train import guard, runtime, steps
 from tracecore_train.errors import ConfigError
 from tracecore_train.recorder.page import read_page
 from tracecore_train.wire.records import (
@@ -154,6 +154,40 @@ def test_page_shows_nested_phases(sidecar: FakeSidecar) -> None:
     assert (after.phase, after.phase_since_ns) == ("", 0)
 
 
+def test_phase_that_is_not_shown_leaves_the_page_alone(sidecar: FakeSidecar) -> None:
+    """It is recorded like any other, and the page shows what is around and inside it."""
+    path = runtime.rank_page(sidecar.path.parent, 0, 0)
+    tracecore_train.init(endpoint=sidecar.endpoint)
+    with tracecore_train.phase("training"):
+        with tracecore_train.phase("epoch", is_shown=False):
+            assert read_page(path, 1).phase == "training"
+            with tracecore_train.phase("validation"):
+                assert read_page(path, 1).phase == "validation"
+            assert read_page(path, 1).phase == "training"
+        assert read_page(path, 1).phase == "training"
+    tracecore_train.shutdown()
+    names = [phase.name for phase in sidecar.records(PhaseRecord)]
+    assert names == ["validation", "epoch", "training"]
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, "seven"])
+def test_impossible_global_step_is_contained(
+    sidecar: FakeSidecar,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: Any,
+) -> None:
+    """A number the wire cannot carry is one line, and the steps still arrive."""
+    monkeypatch.setattr(guard, "raise_in_tests", False)
+    monkeypatch.setattr(steps, "_microbatch_guard", guard.Guard("microbatch()"))
+    tracecore_train.init(endpoint=sidecar.endpoint)
+    tracecore_train.microbatch(global_step=number)
+    tracecore_train.step()
+    tracecore_train.shutdown()
+    assert capsys.readouterr().err.count("microbatch() failed") == 1
+    assert [step.global_step for step in sidecar.records(StepRecord)] == [None]
+
+
 def test_phase_lets_exceptions_through(sidecar: FakeSidecar) -> None:
     """An exception inside a phase reaches the user and ends the phase."""
     tracecore_train.init(endpoint=sidecar.endpoint)
@@ -163,9 +197,10 @@ def test_phase_lets_exceptions_through(sidecar: FakeSidecar) -> None:
 
 
 def test_words_without_a_session_do_nothing() -> None:
-    """step() and phase() are harmless when nothing is recorded."""
+    """step(), microbatch() and phase() are harmless when nothing is recorded."""
     tracecore_train.step()
     with tracecore_train.phase("evaluation"):
+        tracecore_train.microbatch()
         tracecore_train.step()
 
 

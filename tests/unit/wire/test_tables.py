@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 
 from tracecore_train.errors import WireError
-from tracecore_train.wire.records import RECORD_TYPES, RecordKind, WorkerExitRecord
+from tracecore_train.wire.records import RECORD_TYPES, RecordKind, StepRecord, WorkerExitRecord
 from tracecore_train.wire.tables import MAX_TEXT, from_table, to_tables
 
+STEP = StepRecord(
+    time_ns=5,
+    rank=0,
+    step=1,
+    duration_ns=3,
+    input_ns=1,
+    num_batches=1,
+    checkpoint_ns=0,
+    flags=0,
+)
 EXIT = WorkerExitRecord(time_ns=5, rank=1, pid=77, exit_code=None, signal=9)
 
 
@@ -67,3 +77,10 @@ def test_oversized_text_is_refused() -> None:
 def test_every_kind_has_one_record_type() -> None:
     """The vocabulary and the types list the same kinds."""
     assert set(RECORD_TYPES) == set(RecordKind)
+
+
+def test_a_column_added_later_may_be_missing() -> None:
+    """A recording made before a field with a default existed is still read."""
+    (table,) = to_tables([STEP])
+    earlier = {name: values for name, values in table.columns.items() if name != "global_step"}
+    assert from_table("step", earlier) == [STEP]
