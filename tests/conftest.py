@@ -32,7 +32,7 @@ def contained_failures_fail_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("TRACECORE_", "TORCHELASTIC_")) or name in _LAUNCHER_VARIABLES:
+        if name.startswith(("TRACECORE_", "TORCHELASTIC_", "OTEL_")) or name in _LAUNCHER_VARIABLES:
             monkeypatch.delenv(name)
 
 

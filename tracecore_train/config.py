@@ -26,6 +26,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "TRACECORE_ENDPOINT": "the sidecar's socket, unix:/path/otlp.sock (set by `tracecore run`)",
     "TRACECORE_JOB_ID": "name of the job; the same on every node",
     "TRACECORE_RUNTIME_DIR": "directory for sockets and rank pages",
+    "TRACECORE_LISTEN": "loopback address on which the sidecar takes OTLP, e.g. 127.0.0.1:4318",
     "TRACECORE_FLUSH_INTERVAL": "seconds between two hand-overs to the sidecar, 0.1 to 60",
     "TRACECORE_HOOKS": "hooks to install, comma separated: " + ", ".join(HOOK_NAMES),
     "TRACECORE_FAULT": "faults to rehearse (set by `tracecore run --fault`), see docs",

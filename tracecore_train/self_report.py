@@ -43,8 +43,10 @@ class SelfReport:
 
     def _introduction(self, is_full: bool) -> list[Record]:
         blind = list(self._blind)
-        for hook, _ in self._hooks:
-            blind.extend(hook.blind())
+        for hook, guard in self._hooks:
+            if not guard.num_failures:
+                with guard:
+                    blind.extend(hook.blind())
         blind.extend(
             f"{guard.name}: switched off after {guard.reason}"
             for guard in self._guards

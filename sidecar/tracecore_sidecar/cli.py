@@ -84,6 +84,13 @@ def run_help() -> None:
     show_default=True,
     help="Seconds between two reads of each rank's flight recorder.",
 )
+@click.option(
+    "--listen",
+    envvar="TRACECORE_LISTEN",
+    default=None,
+    metavar="ADDRESS",
+    help="Take OTLP over loopback TCP too: 127.0.0.1:4318. Default: TRACECORE_LISTEN, or none.",
+)
 @click.option("--parent-pid", type=int, default=None, hidden=True)
 def sidecar(
     job_id: str | None,
@@ -92,6 +99,7 @@ def sidecar(
     node_rank: int,
     display: str,
     pull_interval: float,
+    listen: str | None,
     parent_pid: int | None,
 ) -> None:
     """Run a sidecar by hand, for a job started with plain torchrun.
@@ -120,6 +128,7 @@ def sidecar(
             parent_pid=parent_pid,
             display=Display(display),
             pull_interval=pull_interval,
+            listen=listen or None,
         )
     except pydantic.ValidationError as error:
         first = error.errors()[0]

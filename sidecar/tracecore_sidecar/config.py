@@ -5,7 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tracecore_sidecar.intake.listen import parse_listen
 
 
 class Display(str, Enum):
@@ -38,6 +40,15 @@ class SidecarConfig(BaseModel):
     pull_interval: float = Field(default=5.0, ge=1, le=600)
     """Seconds between two reads of every rank's flight recorder, at wall-clock multiples.
     A ring of 2,000 entries bears 400 collectives a second at 5 s."""
+    listen: str | None = None
+    """Loopback address for OTLP over TCP, ``127.0.0.1:4318``; None: unix socket only."""
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_listen(value)
+        return value
 
     @property
     def node_output(self) -> Path:

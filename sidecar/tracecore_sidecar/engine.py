@@ -6,13 +6,13 @@ recorded clock: the same records and ticks give the same verdicts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.incidents import IncidentEvent, Incidents
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tracecore_sidecar.detectors import Detector, Wanted
     from tracecore_sidecar.state.store import Store
@@ -31,18 +31,26 @@ class Tick:
     events: tuple[IncidentEvent, ...] = ()
     """What changed since the last tick."""
     wanted: tuple[Wanted, ...] = ()
+    detector_ns: Mapping[str, int] = field(default_factory=dict)
+    """How long each detector took, by pattern; all 0 without a clock."""
 
 
 class Engine:
     """Store, detectors and incidents of one job on one node."""
 
     def __init__(
-        self, store: Store, detectors: Sequence[Detector[Any]], *, wall_offset_ns: int
+        self,
+        store: Store,
+        detectors: Sequence[Detector[Any]],
+        *,
+        wall_offset_ns: int,
+        clock: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Start with an empty state."""
+        """Start with an empty state; ``clock`` only measures, no judgement depends on it."""
         self.store = store
         self._detectors = detectors
         self._wall_offset_ns = wall_offset_ns
+        self._clock = clock
         self._attempt = -1
         self._states: list[Any] = []
         self._incidents: Incidents | None = None
@@ -64,13 +72,22 @@ class Engine:
             self._incidents = Incidents(view.job, wall_offset_ns=self._wall_offset_ns)
         verdicts: list[Verdict] = []
         wanted: list[Wanted] = []
+        detector_ns: dict[str, int] = {}
         for index, detector in enumerate(self._detectors):
+            began_ns = self._clock()
             findings = detector.evaluate(view, self._states[index], now_ns)
             self._states[index] = findings.state
             verdicts += findings.verdicts
             wanted += findings.wanted
+            detector_ns[detector.pattern] = self._clock() - began_ns
         events += self._incidents.update(verdicts, now_ns)
-        return Tick(view=view, verdicts=tuple(verdicts), events=tuple(events), wanted=tuple(wanted))
+        return Tick(
+            view=view,
+            verdicts=tuple(verdicts),
+            events=tuple(events),
+            wanted=tuple(wanted),
+            detector_ns=detector_ns,
+        )
 
     def close(self, now_ns: int) -> list[IncidentEvent]:
         """Close what is open, at the end of an attempt or of the job."""

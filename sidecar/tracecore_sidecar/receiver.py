@@ -1,45 +1,64 @@
-"""OTLP/HTTP intake: requests of ranks and launchers become batches.
+"""OTLP/HTTP intake: requests of ranks, launchers and anybody's OpenTelemetry SDK.
 
-``POST /v1/logs`` carries our records, ``/v1/metrics`` is checked and counted; both take protobuf,
-plain or gzip. What a request may hold is bounded while it is read, so a hostile one costs a
-refusal: 400, 408, 413 or 415, or a partial success that counts the refused log records.
-``GET /healthz`` says that the process lives, ``/readyz`` that it serves.
+``/v1/logs``, ``/v1/metrics`` and ``/v1/traces`` take protobuf or JSON, plain or gzip, and answer
+in kind. Our tables become batches; everything else is foreign telemetry of the job: counted, given
+its rank and handed on. What a request may cost is bounded, so a hostile one ends in a refusal
+(400, 405, 408, 413, 415, 429 or 503) or in a partial success. ``GET /healthz`` says that the
+process lives, ``/readyz`` that it serves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceResponse,
-)
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from tracecore_sidecar.intake.body import read_body
+from tracecore_sidecar.intake.forms import (
+    MAX_REASON,
+    Form,
+    decode,
+    encode,
+    encode_status,
+    form_of,
+)
+from tracecore_sidecar.intake.ranks import Tagged, tag_ranks
+from tracecore_sidecar.intake.refusal import RefusedError
+from tracecore_sidecar.intake.senders import LOCAL_PREFIX, TokenBuckets, is_local
+from tracecore_sidecar.otlp_signals import LOGS, METRICS, SIGNALS, TRACES, Signal
 from tracecore_train.errors import WireError
-from tracecore_train.wire.otlp import count_metric_points, decode_logs_partially
+from tracecore_train.wire.otlp import DecodedLogs, decode_log_request, is_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
 
     from tracecore_train.wire.records import Batch
 
-MAX_BODY_BYTES = 16 << 20
-"""Of one request, as sent and after decompression; a busy rank sends some 30 kB a second."""
-BODY_TIMEOUT_S = 10.0
-"""For the whole body; a rank sends its own in one piece."""
-INLINE_BYTES = 256 << 10
-"""Larger bodies are decoded in a worker thread, so that they do not hold up the others."""
-MEDIA_TYPE = "application/x-protobuf"
-_MAX_REASON = 500
+FULL_RETRY_S = 30
+"""Told to foreign senders while the forward queue is full. Longer than an SDK's whole deadline:
+it gives up at once instead of holding up its process."""
+CLOSING_RETRY_S = 5
+"""Told while this sidecar stops: another may come."""
+MAX_RANKS_COUNTED = 4096
 
-DecodedT = TypeVar("DecodedT")
+
+class Forwarding(Protocol):
+    """Where accepted telemetry goes. Neither method waits."""
+
+    def is_full(self, signal: Signal) -> bool:
+        """Say whether something would have to be dropped for one more body."""
+        ...
+
+    def offer(self, signal: Signal, body: bytes, num_items: int) -> None:
+        """Take a serialised request of ``num_items`` items."""
+        ...
 
 
 @dataclass(slots=True)
@@ -49,15 +68,20 @@ class IntakeStats:
     num_requests: int = 0
     num_refused_requests: int = 0
     """Answered with a status of 400 or above."""
+    num_throttled_requests: int = 0
+    """Of those, with 429: a sender's bucket was empty or the forward queue full."""
     num_batches: int = 0
     num_records: int = 0
     num_foreign: int = 0
-    """Log records that are not ours: taken and dropped."""
+    """Log records, spans and metric points of others: taken, handed on where configured."""
     num_rejected: int = 0
     """Log records refused: malformed, of another job, or not accepted by the state."""
     num_metric_points: int = 0
+    num_spans: int = 0
+    foreign_by_rank: dict[str, int] = field(default_factory=dict)
+    """Items of others by the rank they come from, ``unknown`` where nobody can tell."""
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """Give the counters by name."""
         return asdict(self)
 
@@ -68,13 +92,17 @@ def create_app(
     on_batch: Callable[[Batch], None],
     is_ready: Callable[[], bool],
     stats: IntakeStats,
+    is_open: Callable[[], bool] = lambda: True,
+    forwarding: Forwarding | None = None,
+    rank_of: Callable[[str | None, int], int | None] = lambda _host, _pid: None,
 ) -> Starlette:
     """Make the intake of one job.
 
     ``on_batch`` is called on the event loop with each batch of ``job_id``; a :class:`WireError`
-    from it refuses the batch.
+    from it refuses the batch. ``is_open`` false answers 503. ``rank_of`` gives the rank of one of
+    the job's processes by host name and pid; it is called from any thread.
     """
-    intake = _Intake(job_id, on_batch, stats)
+    intake = _Intake(job_id, on_batch, stats, is_open, forwarding, rank_of)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -87,55 +115,125 @@ def create_app(
 
     return Starlette(
         routes=[
-            Route("/v1/logs", intake.logs, methods=["POST"]),
-            Route("/v1/metrics", intake.metrics, methods=["POST"]),
+            *(Route(s.path, intake.endpoint(s), methods=["POST"]) for s in SIGNALS),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
         ]
     )
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A request, decoded."""
+
+    logs: DecodedLogs
+    """Our tables."""
+    foreign: Tagged
+    """What is left without them."""
+    body: bytes
+    """The same, serialised."""
+
+
+_NO_LOGS = DecodedLogs((), 0, 0, "")
 
 
 class _Intake:
-    def __init__(self, job_id: str, on_batch: Callable[[Batch], None], stats: IntakeStats) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        on_batch: Callable[[Batch], None],
+        stats: IntakeStats,
+        is_open: Callable[[], bool],
+        forwarding: Forwarding | None,
+        rank_of: Callable[[str | None, int], int | None],
+    ) -> None:
         self._job_id = job_id
         self._on_batch = on_batch
         self._stats = stats
+        self._is_open = is_open
+        self._forwarding = forwarding
+        self._rank_of = rank_of
+        self._buckets = TokenBuckets()
 
-    async def logs(self, request: Request) -> Response:
-        try:
-            decoded = await self._decoded(request, decode_logs_partially)
-        except _RefusedError as refusal:
-            return self._refuse(refusal)
-        num_rejected, reason = decoded.num_rejected, decoded.reason
-        for batch in decoded.batches:
-            if refused := self._accept(batch):
+    def endpoint(self, signal: Signal) -> Callable[[Request], Awaitable[Response]]:
+        async def take(request: Request) -> Response:
+            self._stats.num_requests += 1
+            form = Form.PROTOBUF
+            try:
+                form = form_of(request)
+                return await self._take(signal, form, request)
+            except RefusedError as refusal:
+                return self._refuse(refusal, form)
+
+        return take
+
+    async def _take(self, signal: Signal, form: Form, request: Request) -> Response:
+        sender = LOCAL_PREFIX if request.client is None else request.client.host
+        if not self._is_open():
+            raise RefusedError(503, "this sidecar is stopping", retry_after_s=CLOSING_RETRY_S)
+        if wait_s := self._buckets.wait_s(sender, time.monotonic()):
+            raise RefusedError(429, "too many bytes from this sender", retry_after_s=wait_s)
+        raw = await read_body(request, form.max_bytes)
+        self._buckets.spend(sender, len(raw) * form.weight, time.monotonic())
+        if len(raw) <= form.inline_bytes:
+            read = self._read(signal, form, raw)
+        else:
+            read = await asyncio.to_thread(self._read, signal, form, raw)
+        num_rejected, reason = self._hand_on(signal, read, sender)
+        for batch in read.logs.batches:
+            refused = self._accept(batch, sender)
+            if refused:
                 # A log record holds all records of one kind (wire/otlp.py).
                 num_rejected += len({record.kind for record in batch.records})
                 reason = reason or refused
-        self._stats.num_foreign += decoded.num_foreign
+        num_rejected += read.logs.num_rejected
         self._stats.num_rejected += num_rejected
-        answer = ExportLogsServiceResponse()
-        if reason:
-            answer.partial_success.rejected_log_records = num_rejected
-            answer.partial_success.error_message = reason[:_MAX_REASON]
-        return Response(answer.SerializeToString(), media_type=MEDIA_TYPE)
+        answer: Any = signal.response()
+        if reason := read.logs.reason or reason:
+            setattr(answer.partial_success, signal.rejected, num_rejected)
+            answer.partial_success.error_message = reason[:MAX_REASON]
+        return Response(encode(answer, form), media_type=form.value)
 
-    async def metrics(self, request: Request) -> Response:
-        try:
-            self._stats.num_metric_points += await self._decoded(request, count_metric_points)
-        except _RefusedError as refusal:
-            return self._refuse(refusal)
-        answer = ExportMetricsServiceResponse()
-        return Response(answer.SerializeToString(), media_type=MEDIA_TYPE)
+    def _read(self, signal: Signal, form: Form, raw: bytes) -> _Read:
+        request: Any = decode(raw, form, signal.request)
+        logs = _NO_LOGS
+        if signal is LOGS:
+            logs = decode_log_request(request)
+            _remove_tables(request)
+        foreign = tag_ranks(request, signal, job_id=self._job_id, rank_of=self._rank_of)
+        has_tables = bool(logs.batches or logs.num_rejected)
+        is_raw = form is Form.PROTOBUF and not (has_tables or foreign.is_modified)
+        return _Read(logs, foreign, raw if is_raw else request.SerializeToString())
 
-    def _accept(self, batch: Batch) -> str:
+    def _hand_on(self, signal: Signal, read: _Read, sender: str) -> tuple[int, str]:
+        """Count and forward what are not tables; give what is refused of it, and why."""
+        foreign = read.foreign
+        if not foreign.num_items:
+            return 0, ""
+        is_own = is_local(sender) and foreign.num_own == foreign.num_items
+        if self._forwarding is not None:
+            # Of our own ranks the newest is worth more than the oldest; they do not try again.
+            if not is_own and self._forwarding.is_full(signal):
+                reason = "the queue to the upstream endpoint is full"
+                if read.logs.batches:
+                    return foreign.num_items, reason
+                raise RefusedError(429, reason, retry_after_s=FULL_RETRY_S)
+            self._forwarding.offer(signal, read.body, foreign.num_items)
+        if signal is METRICS:
+            self._stats.num_metric_points += foreign.num_items
+        elif signal is TRACES:
+            self._stats.num_spans += foreign.num_items
+        self._stats.num_foreign += foreign.num_items - foreign.num_own
+        by_rank = self._stats.foreign_by_rank
+        for name, num_items in foreign.by_rank.items():
+            if name in by_rank or len(by_rank) < MAX_RANKS_COUNTED:
+                by_rank[name] = by_rank.get(name, 0) + num_items
+        return 0, ""
+
+    def _accept(self, batch: Batch, sender: str) -> str:
         """Hand a batch over; give the reason where it is refused."""
+        if not is_local(sender):
+            return "records are taken on the unix socket only"
         theirs = batch.source.job_id
         if theirs != self._job_id:
             return f"this sidecar serves job {self._job_id!r}, not {theirs[:100]!r}"
@@ -147,64 +245,24 @@ class _Intake:
         self._stats.num_records += len(batch.records)
         return ""
 
-    def _refuse(self, refusal: _RefusedError) -> Response:
+    def _refuse(self, refusal: RefusedError, form: Form) -> Response:
         self._stats.num_refused_requests += 1
-        body = _status_message(str(refusal))
-        return Response(body, status_code=refusal.status, media_type=MEDIA_TYPE)
-
-    async def _decoded(self, request: Request, decode: Callable[[bytes], DecodedT]) -> DecodedT:
-        self._stats.num_requests += 1
-        raw = await _read_body(request)
-        try:
-            if len(raw) <= INLINE_BYTES:
-                return decode(raw)
-            return await asyncio.to_thread(decode, raw)
-        except WireError as error:
-            raise _RefusedError(400, str(error)) from None
+        self._stats.num_throttled_requests += refusal.status == 429
+        wait_s = refusal.retry_after_s
+        return Response(
+            encode_status(str(refusal), form),
+            status_code=refusal.status,
+            media_type=form.value,
+            headers=None if wait_s is None else {"retry-after": str(wait_s)},
+        )
 
 
-async def _read_body(request: Request) -> bytes:
-    """Read the body in its bounds and undo its compression."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != MEDIA_TYPE:
-        raise _RefusedError(415, f"content type {media_type[:100]!r}; send {MEDIA_TYPE}")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in {"identity", "gzip"}:
-        raise _RefusedError(415, f"content encoding {encoding[:100]!r}; send gzip or none")
-    try:
-        body = await asyncio.wait_for(_read_bounded(request), BODY_TIMEOUT_S)
-    except asyncio.TimeoutError:
-        raise _RefusedError(408, f"the body took more than {BODY_TIMEOUT_S:g} s") from None
-    except ClientDisconnect:
-        raise _RefusedError(400, "the client hung up before the end of the body") from None
-    return _gunzip(body) if encoding == "gzip" else body
-
-
-async def _read_bounded(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"a body of more than {MAX_BODY_BYTES} bytes")
-    return bytes(body)
-
-
-def _gunzip(body: bytes) -> bytes:
-    inflate = zlib.decompressobj(wbits=31)
-    try:
-        raw = inflate.decompress(body, MAX_BODY_BYTES + 1)
-    except zlib.error as error:
-        raise _RefusedError(400, f"the body is not gzip: {error}") from None
-    if len(raw) > MAX_BODY_BYTES:
-        raise _RefusedError(413, f"more than {MAX_BODY_BYTES} bytes after decompression")
-    if not inflate.eof or inflate.unused_data:
-        raise _RefusedError(400, "the gzip body is cut off or has something behind its end")
-    return raw
-
-
-def _status_message(reason: str) -> bytes:
-    """Encode a ``google.rpc.Status`` that holds a message only, as OTLP asks for in errors."""
-    text = reason[: _MAX_REASON // 4].encode("utf-8", "replace")
-    size = len(text)
-    length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
-    return b"\x12" + length + text
+def _remove_tables(request: Any) -> None:
+    """Leave only what is not ours, in place."""
+    for group in request.resource_logs:
+        for scope in group.scope_logs:
+            logs = scope.log_records
+            foreign = [log for log in logs if not is_table(log)]
+            if len(foreign) < len(logs):
+                del logs[:]
+                logs.extend(foreign)

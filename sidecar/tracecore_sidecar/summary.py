@@ -120,7 +120,8 @@ def write_summary(
     *,
     verdicts: Sequence[str],
     view: JobView | None,
-    intake: Mapping[str, int],
+    intake: Mapping[str, Any],
+    forward: Mapping[str, Any],
     num_dropped: Mapping[str, int],
     num_pages: int,
 ) -> str:
@@ -137,6 +138,7 @@ def write_summary(
         "verdicts": list(verdicts),
         "not_measured": not_measured,
         "intake": dict(intake),
+        "forward": dict(forward),
         "records_dropped": dict(num_dropped),
     }
     lines = ["", "tracecore summary", summary.render()]

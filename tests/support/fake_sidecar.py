@@ -8,7 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from tracecore_train.wire.otlp import count_metric_points, decode_logs
+from tracecore_sidecar.otlp_signals import METRICS
+from tracecore_train.wire.otlp import decode_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,8 @@ class FakeSidecar:
         if target == b"/v1/logs":
             self.batches.extend(decode_logs(body))
         elif target == b"/v1/metrics":
-            self.num_metric_points += count_metric_points(body)
+            groups = METRICS.resource_groups(METRICS.request.FromString(body))
+            self.num_metric_points += sum(map(METRICS.num_items, groups))
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:

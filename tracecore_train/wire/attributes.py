@@ -34,3 +34,5 @@ NUM_ROWS = "tracecore.table.rows"
 
 EVENT_PREFIX = "tracecore."
 """EventName of a log record that carries a table is this prefix and the record kind."""
+VERDICT_EVENT = EVENT_PREFIX + "verdict"
+"""EventName of a log record that tells how an incident changed (``docs/otlp.md``); no table."""

@@ -77,7 +77,7 @@ def decode_logs(raw: bytes) -> list[Batch]:
 
 
 def decode_logs_partially(raw: bytes) -> DecodedLogs:
-    """Read an ``ExportLogsServiceRequest``, keeping what is good and counting what is not.
+    """Read a serialised ``ExportLogsServiceRequest``; see :func:`decode_log_request`.
 
     Raises :class:`WireError` only when the bytes are no such request at all.
     """
@@ -86,11 +86,22 @@ def decode_logs_partially(raw: bytes) -> DecodedLogs:
         request.ParseFromString(raw)
     except DecodeError as error:
         raise WireError(f"not an ExportLogsServiceRequest: {error}") from None
+    return decode_log_request(request)
+
+
+def is_table(log: LogRecord) -> bool:
+    """Say whether a log record is one of our tables, and not somebody's telemetry."""
+    name = log.event_name
+    return name.startswith(attr.EVENT_PREFIX) and name != attr.VERDICT_EVENT
+
+
+def decode_log_request(request: ExportLogsServiceRequest) -> DecodedLogs:
+    """Read the tables of a log request, keeping what is good and counting what is not."""
     batches: list[Batch] = []
     num_foreign, num_rejected, reason = 0, 0, ""
     for resource_logs in request.resource_logs:
         logs = [log for scope in resource_logs.scope_logs for log in scope.log_records]
-        ours = [log for log in logs if log.event_name.startswith(attr.EVENT_PREFIX)]
+        ours = [log for log in logs if is_table(log)]
         num_foreign += len(logs) - len(ours)
         if not ours:
             continue
@@ -153,25 +164,6 @@ def encode_metrics(
         target.time_unix_nano = time_ns
         target.attributes.extend(_key_values(point.attributes))
     return request.SerializeToString()
-
-
-def count_metric_points(raw: bytes) -> int:
-    """Read an ``ExportMetricsServiceRequest`` and count its data points.
-
-    Raises :class:`WireError` when the bytes are no such request.
-    """
-    request = ExportMetricsServiceRequest()
-    try:
-        request.ParseFromString(raw)
-    except DecodeError as error:
-        raise WireError(f"not an ExportMetricsServiceRequest: {error}") from None
-    count = 0
-    for resource_metrics in request.resource_metrics:
-        for scope_metrics in resource_metrics.scope_metrics:
-            for metric in scope_metrics.metrics:
-                data = metric.WhichOneof("data")
-                count += len(getattr(metric, data).data_points) if data else 0
-    return count
 
 
 def service_instance_id(source: Source) -> str:

@@ -84,6 +84,7 @@ class LineFile:
         """Make the file, or continue one; what an interrupted writer left is closed off."""
         self._path = path
         self._fd = -1
+        self._is_said = False
         self.num_lost = 0
         try:
             self._open()
@@ -119,11 +120,13 @@ class LineFile:
             os.write(self._fd, b"\n")
 
     def _lose(self, error: OSError) -> None:
-        if self.num_lost == 0:
-            self._say(error)
+        self._say(error)
         self.num_lost += 1
 
     def _say(self, error: OSError) -> None:
+        if self._is_said:
+            return
+        self._is_said = True
         reason = error.strerror or error
         _log.warning("cannot write %s: %s; what does not fit is counted", self._path, reason)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tracecore_sidecar.sources import flight_recorder
+from tracecore_sidecar.sources import recorder_dump, worker_server
 from tracecore_sidecar.sources.flight_recorder import FlightRecorderReader
 from tracecore_train.wire.records import CollectiveRecord, PullRecord
 
@@ -45,7 +45,7 @@ def dump(*entries: object) -> bytes:
     value: dict[str, Any] = {"version": "2.10", "pg_status": {}, "comm_lib_version": ""}
     if entries:
         value["entries"] = list(entries)
-    return json.dumps(value).encode()
+    return json.dumps(value, separators=(",", ":")).encode()  # as torch does
 
 
 def http(body: bytes, status: str = "200 OK") -> bytes:
@@ -251,6 +251,58 @@ def test_forgetting_a_rank_starts_anew(server: Server, reader: Reader) -> None:
     assert ids(reader.pull()[1]) == [0]
 
 
+def test_what_was_read_before_is_not_parsed_again(server: Server, reader: Reader) -> None:
+    """An old entry that could not be read any more fails nothing: it is skipped unread."""
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1), entry(2)))
+    reader.pull()
+    spoilt = entry(0, time_created_ns="spoilt")
+    server.answers["fr_trace_json"] = http(dump(spoilt, entry(1), entry(2), entry(3)))
+    pull, collectives = reader.pull()
+    assert (ids(collectives), pull.is_ok, pull.num_lost) == ([3], True, 0)
+
+
+def test_an_old_entry_not_finished_is_read_again(server: Server, reader: Reader) -> None:
+    """Skipping begins before the oldest collective that still runs, not before the newest read."""
+    before = [entry(0), entry(1, retired=False), entry(2)]
+    server.answers["fr_trace_json"] = http(dump(*before))
+    reader.pull()
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1), entry(2), entry(3)))
+    assert ids(reader.pull()[1]) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "name", ["},{", '},{"record_id":2,', '"record_id":2,', "\\", '\\"record_id\\":2,', "]}"]
+)
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_texts_that_look_like_entries_change_nothing(
+    server: Server, reader: Reader, name: str, place: int
+) -> None:
+    """Whatever an operation is called, exactly the new entries come."""
+    entries = [entry(n) for n in range(5)]
+    entries[place]["input_dtypes"] = [name]
+    server.answers["fr_trace_json"] = http(dump(*entries[:3]))
+    reader.pull()
+    server.answers["fr_trace_json"] = http(dump(*entries))
+    pull, collectives = reader.pull()
+    assert (ids(collectives), pull.is_ok, pull.num_lost) == ([3, 4], True, 0)
+
+
+def test_a_ring_out_of_order_is_read_whole(server: Server, reader: Reader) -> None:
+    """New entries that stand before old ones are not skipped."""
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1)))
+    reader.pull()
+    server.answers["fr_trace_json"] = http(dump(entry(2), entry(0), entry(1)))
+    assert ids(reader.pull()[1]) == [2]
+
+
+def test_an_answer_in_chunks_is_read(server: Server, reader: Reader) -> None:
+    """A body without an announced length is taken too."""
+    body = dump(entry(0))
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    server.answers["fr_trace_json"] = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    assert ids(reader.pull()[1]) == [0]
+
+
 def test_both_recorders_are_read_when_asked(server: Server, reader: Reader) -> None:
     """Each handler has a cursor of its own; the entries of both come back."""
     both = ("fr_trace_json", "dump_nccl_trace_json")
@@ -390,7 +442,7 @@ def test_texts_are_bounded_and_can_be_encoded(server: Server, reader: Reader) ->
         dump(entry(0, profiling_name="gloo:" + "x" * 100_000, process_group=["\ud800", "d"]))
     )
     (record,) = reader.pull()[1]
-    assert len(record.op) <= flight_recorder.MAX_CHARS
+    assert len(record.op) <= recorder_dump.MAX_CHARS
     assert record.pg_name.encode("utf-8") == b"?"
 
 
@@ -398,7 +450,7 @@ def test_a_huge_answer_is_refused(
     server: Server, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer beyond the bound fails the pull."""
-    monkeypatch.setattr(flight_recorder, "MAX_RESPONSE_BYTES", 1_000_000)
+    monkeypatch.setattr(worker_server, "MAX_RESPONSE_BYTES", 1_000_000)
     server.answers["fr_trace_json"] = http(b" " * 3_000_000)
     assert "1000000 bytes" in reader.pull(timeout_s=20.0)[0].reason
 
@@ -407,7 +459,7 @@ def test_only_the_newest_entries_are_read(
     server: Server, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more entries than the bound the newest are kept."""
-    monkeypatch.setattr(flight_recorder, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(recorder_dump, "MAX_ENTRIES", 3)
     server.answers["fr_trace_json"] = http(dump(*[entry(n) for n in range(10)]))
     assert ids(reader.pull()[1]) == [7, 8, 9]
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
@@ -17,98 +14,14 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 
-from tracecore_sidecar import receiver
-from tracecore_sidecar.receiver import MAX_BODY_BYTES, IntakeStats, create_app
+from tests.support.intake import GZIP, PROTOBUF, Answer, Intake, batch_of
+from tracecore_sidecar.intake import body as body_module
+from tracecore_sidecar.intake.body import MAX_BODY_BYTES
+from tracecore_sidecar.intake.forms import Form
+from tracecore_sidecar.receiver import IntakeStats
 from tracecore_train.errors import WireError
 from tracecore_train.wire.otlp import encode_logs
-from tracecore_train.wire.records import Batch, PhaseRecord, ProgressRecord, Source, SourceKind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-PROTOBUF = {"content-type": "application/x-protobuf"}
-GZIP = PROTOBUF | {"content-encoding": "gzip"}
-
-
-def batch_of(job_id: str = "job", num_records: int = 3) -> Batch:
-    source = Source(
-        kind=SourceKind.RANK,
-        host="a07",
-        boot_id="boot",
-        pid=7,
-        job_id=job_id,
-        attempt=0,
-        wall_offset_ns=5,
-        rank=1,
-    )
-    records = tuple(
-        ProgressRecord(time_ns=n, rank=1, pg_name="0", enqueued=n, started=-1, completed=n)
-        for n in range(num_records)
-    )
-    return Batch(source=source, records=records)
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Intake:
-    """An app with what it took in."""
-
-    def __init__(self, on_batch: Callable[[Batch], None] | None = None) -> None:
-        self.batches: list[Batch] = []
-        self.stats = IntakeStats()
-        self.is_ready = True
-        self.app = create_app(
-            job_id="job",
-            on_batch=on_batch or self.batches.append,
-            is_ready=lambda: self.is_ready,
-            stats=self.stats,
-        )
-
-    def call(
-        self, method: str, path: str, headers: dict[str, str], *chunks: bytes | float | None
-    ) -> Answer:
-        """Send the chunks of a body; a number is a pause, None hangs up."""
-        return asyncio.run(self._call(method, path, headers, chunks))
-
-    def logs(self, body: bytes, headers: dict[str, str] = PROTOBUF) -> Answer:
-        return self.call("POST", "/v1/logs", headers, body)
-
-    async def _call(
-        self, method: str, path: str, headers: dict[str, str], chunks: tuple[Any, ...]
-    ) -> Answer:
-        messages = list(chunks)
-        sent: list[Any] = []
-
-        async def receive() -> dict[str, Any]:
-            if messages and isinstance(messages[0], float):
-                await asyncio.sleep(messages.pop(0))
-            if messages and messages[0] is None:
-                return {"type": "http.disconnect"}
-            body = messages.pop(0) if messages else b""
-            return {"type": "http.request", "body": body, "more_body": bool(messages)}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": b"",
-            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-        }
-        await self.app(scope, receive, send)
-        start = sent[0]
-        return Answer(
-            status=start["status"],
-            headers={k.decode(): v.decode() for k, v in start["headers"]},
-            body=b"".join(message.get("body", b"") for message in sent[1:]),
-        )
+from tracecore_train.wire.records import Batch, PhaseRecord
 
 
 def rejection(answer: Answer) -> tuple[int, str]:
@@ -151,7 +64,7 @@ def test_a_large_body_is_taken() -> None:
     intake = Intake()
     large = batch_of(num_records=50_000)
     raw = encode_logs(large)
-    assert len(raw) > receiver.INLINE_BYTES
+    assert len(raw) > Form.PROTOBUF.inline_bytes
     assert intake.logs(raw).status == 200
     assert intake.batches == [large]
 
@@ -169,7 +82,7 @@ def test_parameters_of_the_content_type_do_not_matter() -> None:
         (b"not gzip", GZIP, 400),
         (gzip.compress(b"x" * 1000)[:-4], GZIP, 400),
         (gzip.compress(b"") + b"behind", GZIP, 400),
-        (b"{}", {"content-type": "application/json"}, 415),
+        (b"{", {"content-type": "text/plain"}, 415),
         (b"", {}, 415),
         (b"", PROTOBUF | {"content-encoding": "br"}, 415),
         (b"\x00" * (MAX_BODY_BYTES + 1), PROTOBUF, 413),
@@ -180,7 +93,7 @@ def test_parameters_of_the_content_type_do_not_matter() -> None:
         "no-gzip",
         "cut-gzip",
         "behind-gzip",
-        "json",
+        "text",
         "no-type",
         "brotli",
         "too-long",
@@ -209,7 +122,7 @@ def test_a_body_beyond_the_bound_is_not_read_to_its_end() -> None:
 
 def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that does not end in time is refused with 408."""
-    monkeypatch.setattr(receiver, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.05)
     assert Intake().call("POST", "/v1/logs", PROTOBUF, b"\n", 30.0, b"").status == 408
 
 
@@ -282,4 +195,4 @@ def test_health_and_readiness_are_told_apart() -> None:
 def test_only_post_is_taken() -> None:
     """A GET of an intake path is 405, an unknown path 404."""
     assert Intake().call("GET", "/v1/logs", {}).status == 405
-    assert Intake().call("POST", "/v1/traces", PROTOBUF, b"").status == 404
+    assert Intake().call("POST", "/v1/profiles", PROTOBUF, b"").status == 404
