@@ -1,4 +1,4 @@
-"""Our failures inside a rank stay ours: counted, said once, that hook switched off.
+"""Our failures stay ours: counted, said once, that hook (or detector) switched off.
 
 Every piece of our code that runs inside a rank runs under a :class:`Guard`. The first exception
 closes the guard; a hook whose guard is closed passes through. Training goes on. Tests set
@@ -55,7 +55,7 @@ class Guard:
         # Counted last: the export thread reads the reason as soon as there is a failure.
         self.num_failures += 1
         if is_first:
-            say(f"{self.name} failed and is switched off; training goes on ({self.reason})")
+            say(f"{self.name} failed and is switched off; the job goes on ({self.reason})")
         return True
 
     def close(self) -> None:

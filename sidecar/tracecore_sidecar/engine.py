@@ -1,5 +1,7 @@
 """The pure core of the sidecar: records in, incident events and wishes for evidence out.
 
+A detector that fails is switched off, said once, and reported as blind; the others go on.
+
 The daemon drives it with live records and the real clock, ``replay`` with recorded ones and the
 recorded clock: the same records and ticks give the same verdicts.
 """
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.incidents import IncidentEvent, Incidents
+from tracecore_train.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +51,9 @@ class Engine:
     ) -> None:
         """Start with an empty state; ``clock`` only measures, no judgement depends on it."""
         self.store = store
-        self._detectors = detectors
+        self._detectors = [
+            (detector, Guard(f"detector {detector.pattern}")) for detector in detectors
+        ]
         self._wall_offset_ns = wall_offset_ns
         self._clock = clock
         self._attempt = -1
@@ -68,17 +73,19 @@ class Engine:
         if self._incidents is None or view.job.attempt != self._attempt:
             events += self.close(now_ns)
             self._attempt = view.job.attempt
-            self._states = [detector.initial_state() for detector in self._detectors]
+            self._states = [detector.initial_state() for detector, _ in self._detectors]
             self._incidents = Incidents(view.job, wall_offset_ns=self._wall_offset_ns)
         verdicts: list[Verdict] = []
         wanted: list[Wanted] = []
         detector_ns: dict[str, int] = {}
-        for index, detector in enumerate(self._detectors):
+        for index, (detector, guard) in enumerate(self._detectors):
             began_ns = self._clock()
-            findings = detector.evaluate(view, self._states[index], now_ns)
-            self._states[index] = findings.state
-            verdicts += findings.verdicts
-            wanted += findings.wanted
+            if guard.is_open:
+                with guard:
+                    findings = detector.evaluate(view, self._states[index], now_ns)
+                    self._states[index] = findings.state
+                    verdicts += findings.verdicts
+                    wanted += findings.wanted
             detector_ns[detector.pattern] = self._clock() - began_ns
         events += self._incidents.update(verdicts, now_ns)
         return Tick(
@@ -87,6 +94,14 @@ class Engine:
             events=tuple(events),
             wanted=tuple(wanted),
             detector_ns=detector_ns,
+        )
+
+    def blind(self) -> tuple[str, ...]:
+        """Give the detectors that failed and judge no more, each as ``detector x: reason``."""
+        return tuple(
+            f"{guard.name}: switched off after a failure of its own ({guard.reason})"
+            for _, guard in self._detectors
+            if not guard.is_open
         )
 
     def close(self, now_ns: int) -> list[IncidentEvent]:

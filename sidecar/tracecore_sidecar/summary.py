@@ -10,7 +10,9 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tracecore_sidecar import blindness
+import numpy as np
+
+from tracecore_sidecar.detectors.naming import ranks_text
 from tracecore_train.wire.records import StepFlag, StepRecord
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def write_summary(
     *,
     verdicts: Sequence[str],
     view: JobView | None,
+    blind: Sequence[str],
     intake: Mapping[str, Any],
     forward: Mapping[str, Any],
     num_dropped: Mapping[str, int],
@@ -127,10 +130,10 @@ def write_summary(
 ) -> str:
     """Write the summary as JSON and give its text form.
 
-    A verdict-free run is said to have had no verdict, together with what was not seen: silence
-    is not health.
+    ``blind`` is what this node's sidecar could not see. A run without verdicts is said to have
+    had none, together with what was not seen: silence is not health.
     """
-    not_measured = _not_measured(view)
+    not_measured = [*_not_measured(view), *blind]
     document = {
         "job_id": None if view is None else view.job.job_id,
         "attempts": 0 if view is None else view.job.attempt + 1,
@@ -159,12 +162,8 @@ def write_summary(
 def _not_measured(view: JobView | None) -> list[str]:
     if view is None:
         return ["ranks: none introduced itself"]
-    found = [
-        f"rank {rank}: nothing came from it"
-        for rank in range(view.world_size)
-        if not view.ranks.is_seen[rank] and view.job.world_size <= _MAX_RANKS
-    ]
-    reasons = {text for texts in view.blind.values() for text in texts}
-    found += sorted(reasons)
+    unseen = np.flatnonzero(~view.ranks.is_seen).tolist()
+    found = [f"{ranks_text(unseen)}: nothing came from there"] if unseen else []
+    found += sorted({text for texts in view.blind.values() for text in texts})
     found += [f"rank {rank}: {count} records lost" for rank, count in view.num_lost.items()]
-    return [*found, *blindness.of_this_node()]
+    return found

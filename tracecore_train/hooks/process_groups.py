@@ -112,7 +112,9 @@ class ProcessGroupsHook:
         num_known = len(self._groups)
         for pg, name in _snapshot(world.pg_names):
             if id(pg) not in known and len(self._groups) < MAX_GROUPS:
-                self._groups.append(self._describe(c10d, world, pg, str(name)))
+                # Destroyed since the snapshot: torch's registry knows it no more.
+                with contextlib.suppress(KeyError, ValueError, RuntimeError):
+                    self._groups.append(self._describe(c10d, world, pg, str(name)))
         if not self._groups:
             return []
         fresh = self._groups if is_full else self._groups[num_known:]

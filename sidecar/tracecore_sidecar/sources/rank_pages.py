@@ -7,6 +7,7 @@ believed becomes a problem text instead of a record.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -90,3 +91,18 @@ def _check(page: RankPageRecord, rank: int, now_ns: int) -> None:
         raise WireError("a time before the host started")
     if max(times) > now_ns + MAX_AHEAD_NS:
         raise WireError("a time in the future; left by an earlier boot?")
+
+
+def copy_pages(job_dir: Path, target: Path) -> int:
+    """Copy the rank pages of all attempts, so that the output holds what each rank left.
+
+    Gives how many could be copied.
+    """
+    num_copied = 0
+    for attempt in attempts(job_dir):
+        for rank, path in runtime.rank_pages(job_dir, attempt).items():
+            with contextlib.suppress(OSError, WireError):
+                target.mkdir(parents=True, exist_ok=True)
+                (target / f"attempt{attempt}-r{rank}.page").write_bytes(_read(path))
+                num_copied += 1
+    return num_copied

@@ -136,6 +136,17 @@ class JobView:
         """Number of ranks in the job."""
         return self.job.world_size
 
+    def ranks_by_pid(self) -> dict[int, int]:
+        """Give the rank of each process that runs; a pid that two ranks claim is left out."""
+        found: dict[int, int] = {}
+        doubled: set[int] = set()
+        for rank in np.flatnonzero(self.ranks.is_seen & ~self.ranks.is_ended).tolist():
+            pid = int(self.ranks.pid[rank])
+            if pid in found:
+                doubled.add(pid)
+            found[pid] = rank
+        return {pid: rank for pid, rank in found.items() if pid > 0 and pid not in doubled}
+
 
 def read_only(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """Give a view of ``array`` that cannot be written through."""

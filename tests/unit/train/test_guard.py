@@ -24,8 +24,7 @@ def test_failure_is_contained_and_said_once(capsys: pytest.CaptureFixture[str]) 
         with guard:
             raise ValueError("bad\nnews")
     assert capsys.readouterr().err == (
-        "tracecore: dataloader failed and is switched off; training goes on "
-        "(ValueError: bad news)\n"
+        "tracecore: dataloader failed and is switched off; the job goes on (ValueError: bad news)\n"
     )
     assert (guard.is_open, guard.num_failures) == (False, 2)
 

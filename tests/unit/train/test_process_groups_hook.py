@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,5 +74,24 @@ def test_a_size_of_the_user_stays(hook: ProcessGroupsHook, monkeypatch: pytest.M
 def test_no_process_group_gives_nothing(hook: ProcessGroupsHook) -> None:
     """Without a process group there is neither a group nor a counter to report."""
     hook.install()
+    assert hook.poll(True) == []
+    hook.uninstall()
+
+
+def test_a_group_destroyed_while_it_is_looked_at_is_passed_over(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group torch no longer knows gives no record and does not switch the hook off."""
+    hook.install()
+    ghost = torch.nn.Module()  # any object that can be a key and be referenced weakly
+    known_no_more: dict[object, object] = {}
+    world = SimpleNamespace(
+        pg_names={ghost: "7"},
+        pg_group_ranks=known_no_more,
+        pg_backend_config=known_no_more,
+        pg_map=known_no_more,
+        default_pg=None,
+    )
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_world", world)
     assert hook.poll(True) == []
     hook.uninstall()
