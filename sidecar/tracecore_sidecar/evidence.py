@@ -11,10 +11,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.detectors import Wanted, WantedKind
+from tracecore_sidecar.pull_pace import PullPace
 from tracecore_sidecar.sources.flight_recorder import FlightRecorderReader
 from tracecore_sidecar.sources.process import read_process
 from tracecore_sidecar.sources.stacks import dump_stacks
 from tracecore_train import runtime
+from tracecore_train.wire.records import PullRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,16 +44,22 @@ class EvidenceFetcher:
         *,
         on_records: Callable[[Sequence[Record], int], None],
         wall_offset_ns: int,
+        on_pull: Callable[[bool, int], None] = lambda _is_ok, _duration_ns: None,
     ) -> None:
-        """``on_records(records, attempt)`` is called on the event loop with what was found."""
+        """``on_records(records, attempt)`` is called on the event loop with what was found.
+
+        So is ``on_pull(is_ok, duration_ns)`` after each read of a flight recorder.
+        """
         self._job_dir = job_dir
         self._on_records = on_records
+        self._on_pull = on_pull
         self._wall_offset_ns = wall_offset_ns
         self._reader = FlightRecorderReader()
         self._places = asyncio.Semaphore(MAX_PARALLEL)
         self._last_ns: dict[tuple[WantedKind, int, int], int] = {}
         self._running: dict[tuple[WantedKind, int], asyncio.Task[None]] = {}
-        self._last_slot = 0
+        self._pace = PullPace(wall_offset_ns)
+        self._num_local = 0
 
     def request(self, wishes: Iterable[Wanted], view: JobView, now_ns: int) -> None:
         """Start fetching what is wanted and not already under way or fresh."""
@@ -60,15 +68,11 @@ class EvidenceFetcher:
                 self._start(wish.kind, rank, view, now_ns)
 
     def pull_on_schedule(self, interval_s: float, view: JobView, now_ns: int) -> None:
-        """Read every local rank's recorder at wall-clock multiples of the interval.
-
-        Multiples of the wall clock make the windows of different nodes overlap.
-        """
-        slot = int((now_ns + self._wall_offset_ns) / 1e9 / interval_s)
-        if slot == self._last_slot:
+        """Read every local rank's recorder at wall-clock multiples; see ``pull_pace``."""
+        if not self._pace.is_due(interval_s, self._num_local, now_ns):
             return
-        self._last_slot = slot
         local = runtime.rank_pages(self._job_dir, view.job.attempt)
+        self._num_local = len(local)
         for rank in local:
             if rank < view.world_size and not view.ranks.is_ended[rank]:
                 self._start(WantedKind.COLLECTIVES, rank, view, now_ns)
@@ -97,6 +101,10 @@ class EvidenceFetcher:
             now_ns = time.monotonic_ns()
             if kind is WantedKind.COLLECTIVES:
                 records = await asyncio.to_thread(self._pull, rank, pid, attempt, now_ns)
+                pull = records[0]
+                if isinstance(pull, PullRecord):
+                    self._pace.pulled(pull)
+                    self._on_pull(pull.is_ok, time.monotonic_ns() - now_ns)
             elif kind is WantedKind.STACKS:
                 records = await dump_stacks(rank, pid, now_ns)
             else:

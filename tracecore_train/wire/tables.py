@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
+from operator import attrgetter
 from typing import Any, cast
 
 from tracecore_train.errors import WireError
@@ -81,7 +82,7 @@ def to_tables(records: Iterable[Record]) -> list[Table]:
         Table(
             kind=kind,
             num_rows=len(rows),
-            columns={c.name: [getattr(row, c.name) for row in rows] for c in columns_of(kind)},
+            columns={c.name: list(map(attrgetter(c.name), rows)) for c in columns_of(kind)},
         )
         for kind, rows in by_kind.items()
     ]

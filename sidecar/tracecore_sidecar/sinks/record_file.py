@@ -43,6 +43,7 @@ MAX_SOURCE_TEXT = 4_096
 
 _SEGMENT = re.compile(r"(\d{6,9})\.jsonl\.gz\Z")
 _CHUNK = 1 << 16
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _log = logging.getLogger(__name__)
 
 
@@ -223,7 +224,7 @@ def _inflated(path: Path) -> Iterator[bytes]:
 def _table_lines(records: Sequence[Record]) -> Iterator[str]:
     """Give a line per kind, or several where one would be too long to read back."""
     for table in to_tables(records):
-        columns = json.dumps(table.columns, separators=(",", ":"))
+        columns = _encode(table.columns)
         if table.num_rows > 1 and (table.num_rows > MAX_ROWS or len(columns) > MAX_LINE_BYTES // 2):
             rows = [record for record in records if record.kind is table.kind]
             yield from _table_lines(rows[: len(rows) // 2])

@@ -10,39 +10,20 @@ something else can hold its socket.
 
 from __future__ import annotations
 
-import json
-import socket
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import h11
-
+from tracecore_sidecar.sources.recorder_dump import cut, parse
+from tracecore_sidecar.sources.worker_server import PullError, fetch
 from tracecore_train.wire.records import CollectiveRecord, PullRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-MAX_RESPONSE_BYTES = 64 << 20
-"""A ring of 20,000 entries answers with 9.5 MB."""
-MAX_ENTRIES = 50_000
-"""Entries of one answer that are looked at: the newest."""
-MAX_CHARS = 1_000
-"""Characters of one text of an entry."""
+    from tracecore_sidecar.sources.recorder_dump import Entry
+
 DEFAULT_HANDLERS = ("fr_trace_json",)
-_INT64_MAX = 2**63 - 1
-
-
-class PullError(Exception):
-    """A flight recorder could not be read; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    record: CollectiveRecord
-    created_wall_ns: int
-    is_p2p: bool
 
 
 @dataclass(slots=True)
@@ -93,13 +74,13 @@ class FlightRecorderReader:
         reasons: list[str] = []
         num_lost = 0
         for handler in handlers:
+            cursor = cursors.by_handler.setdefault(handler, _Cursor())
             try:
-                raw = _fetch(socket_path, handler, timeout_s)
-                entries = _parse(raw, rank, wall_offset_ns, now_ns)
+                raw = fetch(socket_path, handler, timeout_s)
+                entries = _unread(raw, cursor, rank, wall_offset_ns, now_ns)
             except PullError as error:
                 reasons.append(str(error))
                 continue
-            cursor = cursors.by_handler.setdefault(handler, _Cursor())
             fresh, lost = _advance(cursor, entries)
             changed += fresh
             num_lost += lost
@@ -118,7 +99,24 @@ class FlightRecorderReader:
         self._cursors.pop(rank, None)
 
 
-def _advance(cursor: _Cursor, entries: Sequence[_Entry]) -> tuple[list[CollectiveRecord], int]:
+def _unread(
+    raw: bytes | bytearray, cursor: _Cursor, rank: int, wall_offset_ns: int, now_ns: int
+) -> list[Entry]:
+    """Read the entries a cursor still needs, or all where the ring is not as it was left."""
+    needed = min(cursor.pending | {cursor.last_id})
+    if tail := cut(raw, needed):
+        try:
+            entries = parse(tail, rank, wall_offset_ns, now_ns)
+        except PullError:
+            return parse(raw, rank, wall_offset_ns, now_ns)
+        left = {entry.record.record_id: entry.created_wall_ns for entry in entries}
+        is_as_left = left.get(cursor.last_id) == cursor.last_created_wall_ns
+        if is_as_left and entries[0].record.record_id == needed:
+            return entries
+    return parse(raw, rank, wall_offset_ns, now_ns)
+
+
+def _advance(cursor: _Cursor, entries: Sequence[Entry]) -> tuple[list[CollectiveRecord], int]:
     """Move the cursor to the end of the ring; give what changed and how many were lost."""
     by_id = {entry.record.record_id: entry for entry in entries}
     first = entries[0].record.record_id if entries else 0
@@ -143,140 +141,3 @@ def _advance(cursor: _Cursor, entries: Sequence[_Entry]) -> tuple[list[Collectiv
     if entries:
         cursor.last_id, cursor.last_created_wall_ns = last, entries[-1].created_wall_ns
     return fresh, num_lost
-
-
-def _parse(raw: bytes, rank: int, wall_offset_ns: int, now_ns: int) -> list[_Entry]:
-    """Read the JSON of a dump into entries, oldest first."""
-    try:
-        dump = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise PullError(f"its answer of {len(raw)} bytes is not JSON") from None
-    # torch leaves the key out of the dump of an empty ring.
-    listed = dump.get("entries", []) if isinstance(dump, dict) else None
-    if not isinstance(listed, list):
-        raise PullError("its answer is not a flight recorder dump")
-    try:
-        entries = [_entry(entry, rank, wall_offset_ns, now_ns) for entry in listed[-MAX_ENTRIES:]]
-    except KeyError as error:
-        raise PullError(f"an entry of its dump has no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise PullError(f"an entry of its dump is not as expected: {error}") from None
-    entries.sort(key=lambda entry: entry.record.record_id)
-    if len({entry.record.record_id for entry in entries}) != len(entries):
-        raise PullError("its dump holds the same record_id twice")
-    return entries
-
-
-def _entry(entry: Any, rank: int, wall_offset_ns: int, now_ns: int) -> _Entry:
-    if not isinstance(entry, dict):
-        raise TypeError("not an object")
-    pg_name, _ = entry["process_group"]
-    created_wall_ns = _number(entry, "time_created_ns")
-    completed_wall_ns = _number(entry, "time_discovered_completed_ns", 0)
-    name = _text(entry["profiling_name"])
-    record = CollectiveRecord(
-        time_ns=now_ns,
-        rank=rank,
-        pg_name=_text(pg_name),
-        collective_seq_id=_number(entry, "collective_seq_id"),
-        record_id=_number(entry, "record_id"),
-        op=name.partition(":")[2] or name,
-        input_sizes=_listing(entry, "input_sizes"),
-        input_dtypes=_listing(entry, "input_dtypes"),
-        created_ns=_monotonic(created_wall_ns, wall_offset_ns),
-        completed_ns=_monotonic(completed_wall_ns, wall_offset_ns) if completed_wall_ns else 0,
-        is_retired=_flag(entry["retired"]),
-    )
-    return _Entry(record, created_wall_ns, is_p2p=_flag(entry.get("is_p2p", False)))
-
-
-def _number(entry: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = entry[key] if default is None else entry.get(key)
-    if value is None and default is not None:
-        return default
-    if type(value) is not int or not 0 <= value <= _INT64_MAX:
-        raise ValueError(f"{key} is {str(value)[:40]}")
-    return value
-
-
-def _monotonic(wall_ns: int, wall_offset_ns: int) -> int:
-    value = wall_ns - wall_offset_ns
-    if abs(value) > _INT64_MAX:
-        raise ValueError(f"time {wall_ns} is out of range")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{str(value)[:40]} is neither true nor false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]} is not a text")
-    # A lone surrogate is legal in JSON and cannot be written as UTF-8 later on.
-    return value[:MAX_CHARS].encode("utf-8", "replace").decode()
-
-
-def _listing(entry: dict[str, Any], key: str) -> str:
-    value = entry.get(key, [])
-    if not isinstance(value, list):
-        raise TypeError(f"{key} is not a list")
-    return _text(str(value))
-
-
-def _fetch(path: Path, handler: str, timeout_s: float) -> bytes:
-    """Ask the worker server; the whole exchange ends within ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(timeout_s)
-            connection.connect(str(path))
-            status, body = _exchange(connection, handler, deadline)
-    except FileNotFoundError:
-        raise PullError("the rank has no worker server (no socket)") from None
-    except ConnectionRefusedError:
-        raise PullError("nobody listens on the worker server's socket any more") from None
-    except BlockingIOError:
-        # A unix socket says so at once when its backlog is full: the server stopped accepting.
-        raise PullError("the worker server does not accept connections; is it stopped?") from None
-    except TimeoutError:
-        raise PullError(f"the worker server gave no answer within {timeout_s:g} s") from None
-    except h11.RemoteProtocolError as error:
-        raise PullError(f"the worker server does not speak HTTP: {error}") from None
-    except OSError as error:
-        raise PullError(f"the worker server's socket: {error.strerror or error}") from None
-    if status == 404:
-        raise PullError(f"this torch has no handler {handler}")
-    if status != 200:
-        raise PullError(f"{handler} answered with status {status}")
-    return body
-
-
-def _exchange(connection: socket.socket, handler: str, deadline: float) -> tuple[int, bytes]:
-    client = h11.Connection(our_role=h11.CLIENT)
-    headers = [("Host", "localhost"), ("Connection", "close"), ("Content-Length", "0")]
-    request = h11.Request(method="POST", target=f"/handler/{handler}", headers=headers)
-    sent = [client.send(request), client.send(h11.EndOfMessage())]
-    connection.sendall(b"".join(part or b"" for part in sent))
-    status, size, chunks = 0, 0, []
-    while True:
-        event = client.next_event()
-        if event is h11.NEED_DATA:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            connection.settimeout(remaining)
-            client.receive_data(connection.recv(1 << 18))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            size += len(event.data)
-            if size > MAX_RESPONSE_BYTES:
-                raise PullError(f"its answer has more than {MAX_RESPONSE_BYTES} bytes")
-            chunks.append(bytes(event.data))
-        elif isinstance(event, h11.EndOfMessage):
-            return status, b"".join(chunks)
-        elif isinstance(event, h11.ConnectionClosed):
-            raise PullError("the worker server hung up without an answer")

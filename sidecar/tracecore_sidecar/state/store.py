@@ -136,14 +136,14 @@ class _Attempt:
             RecordKind.WORKER_EXIT: self._worker_exit,
             RecordKind.RANK_PAGE: self._rank_page,
             RecordKind.PULL: self._pull,
-            RecordKind.COLLECTIVE: self._collective,
-            RecordKind.STACK: self._stack,
             RecordKind.PROCESS: self._process,
         }
 
     def apply(self, batch: Batch) -> None:
         source = batch.source
         host_index = self._host(source)
+        collectives: dict[tuple[str, int], list[rec.CollectiveRecord]] = {}
+        stacks: dict[int, list[rec.StackRecord]] = {}
         for record in batch.records:
             if isinstance(record, rec.RendezvousRecord):
                 self._rendezvous(record, host_index)
@@ -158,11 +158,16 @@ class _Attempt:
             self._is_seen[rank] = True
             if self._host_index[rank] < 0:
                 self._host_index[rank] = host_index
-            self._handlers[record.kind](record)
-        for rank in {r.rank for r in batch.records if isinstance(r, rec.StackRecord)}:
-            self._stacks[rank] = tuple(
-                r for r in batch.records if isinstance(r, rec.StackRecord) and r.rank == rank
-            )
+            if isinstance(record, rec.CollectiveRecord):
+                collectives.setdefault((record.pg_name, rank), []).append(record)
+            elif isinstance(record, rec.StackRecord):
+                stacks.setdefault(rank, []).append(record)
+            else:
+                self._handlers[record.kind](record)
+        for (pg_name, rank), entries in collectives.items():
+            self._collectives(pg_name, rank, entries)
+        # Stacks of one rank arrive together and replace the older ones.
+        self._stacks.update({rank: tuple(found) for rank, found in stacks.items()})
 
     def view(self, job: JobInfo) -> JobView:
         ranks = RankColumns(
@@ -284,15 +289,12 @@ class _Attempt:
             self._ints["pull_failed_ns"][record.rank] = record.time_ns
         self._lost(record.rank, record.num_lost)
 
-    def _collective(self, record: rec.CollectiveRecord) -> None:
-        group = self._groups.get(record.pg_name)
+    def _collectives(self, pg_name: str, rank: int, entries: list[rec.CollectiveRecord]) -> None:
+        group = self._groups.get(pg_name)
         if group is None:
-            self._num_dropped["collective of an unknown group"] += 1
+            self._num_dropped["collective of an unknown group"] += len(entries)
             return
-        group.add(record)
-
-    def _stack(self, record: rec.StackRecord) -> None:
-        """Stacks of one rank arrive together and replace the older ones; see :meth:`apply`."""
+        group.add(rank, entries)
 
     def _process(self, record: rec.ProcessRecord) -> None:
         self._processes[record.rank] = (*self._processes.get(record.rank, ())[-1:], record)

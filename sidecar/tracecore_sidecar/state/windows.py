@@ -13,6 +13,8 @@ import numpy as np
 from tracecore_sidecar.state.view import GroupView, StepWindow, read_only
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracecore_sidecar.state.view import Ints
     from tracecore_train.wire.records import CollectiveRecord, GroupRecord, StepRecord
 
@@ -27,34 +29,13 @@ def slots_for(width: int, wanted: int) -> int:
     return max(16, min(wanted, CELL_BUDGET // max(1, width)))
 
 
-class _Ring:
-    """Row numbers by slot, and which arrays to clear when a slot is taken over."""
-
-    def __init__(self, slots: int) -> None:
-        self.numbers: Ints = np.full(slots, -1, dtype=np.int64)
-
-    def slot_of(self, number: int) -> int | None:
-        """Give the slot of a row, taking it over if the row is newer; None if it is too old."""
-        slot = number % len(self.numbers)
-        held = int(self.numbers[slot])
-        if number < held or number < 0:
-            return None
-        if number > held:
-            self.clear(slot)
-            self.numbers[slot] = number
-        return slot
-
-    def clear(self, slot: int) -> None:
-        raise NotImplementedError
-
-
-class StepRows(_Ring):
+class StepRows:
     """The last steps of every rank."""
 
     def __init__(self, world_size: int, slots: int = 1024) -> None:
         """Make an empty window."""
         slots = slots_for(world_size, slots)
-        super().__init__(slots)
+        self._numbers: Ints = np.full(slots, -1, dtype=np.int64)
         self._columns = {
             name: np.zeros((slots, world_size), dtype=np.int64)
             for name in (
@@ -67,18 +48,18 @@ class StepRows(_Ring):
             )
         }
 
-    def clear(self, slot: int) -> None:
-        """Empty a slot."""
-        for column in self._columns.values():
-            column[slot] = 0
-
     def add(self, record: StepRecord) -> None:
         """Store one rank's step."""
-        slot = self.slot_of(record.step)
-        if slot is None:
+        slot = record.step % len(self._numbers)
+        held = int(self._numbers[slot])
+        if record.step < max(held, 0):
             return
         rank = record.rank
         columns = self._columns
+        if record.step > held:
+            self._numbers[slot] = record.step
+            for column in columns.values():
+                column[slot] = 0
         columns["end_ns"][slot, rank] = record.time_ns
         columns["duration_ns"][slot, rank] = record.duration_ns
         columns["input_ns"][slot, rank] = record.input_ns
@@ -89,17 +70,17 @@ class StepRows(_Ring):
     def view(self) -> StepWindow:
         """Share the window, read-only."""
         columns = {name: read_only(column) for name, column in self._columns.items()}
-        return StepWindow(numbers=read_only(self.numbers), **columns)
+        return StepWindow(numbers=read_only(self._numbers), **columns)
 
 
-class GroupRows(_Ring):
+class GroupRows:
     """The last collectives of one process group."""
 
     def __init__(self, group: GroupRecord, slots: int = 4096) -> None:
         """Make an empty window for a group's members."""
         members = tuple(dict.fromkeys(group.ranks))
         slots = slots_for(len(members), slots)
-        super().__init__(slots)
+        self._seq_ids: Ints = np.full(slots, -1, dtype=np.int64)
         self.group = group
         self.members = members
         self._column_of = {rank: index for index, rank in enumerate(members)}
@@ -110,22 +91,43 @@ class GroupRows(_Ring):
         self._last_seq = np.full(len(members), -1, dtype=np.int64)
         self._ops: dict[str, int] = {}
 
-    def clear(self, slot: int) -> None:
-        """Empty a slot."""
-        self._created_ns[slot] = 0
-        self._is_retired[slot] = False
-        self._op[slot] = -1
-
-    def add(self, record: CollectiveRecord) -> None:
-        """Store one member's entry; a rank that is no member is ignored."""
-        column = self._column_of.get(record.rank)
-        slot = self.slot_of(record.collective_seq_id)
-        if column is None or slot is None:
+    def add(self, rank: int, records: Sequence[CollectiveRecord]) -> None:
+        """Store entries of one member, in order; a rank that is no member is ignored."""
+        column = self._column_of.get(rank)
+        if column is None:
             return
-        self._created_ns[slot, column] = record.created_ns
-        self._is_retired[slot, column] = record.is_retired
-        self._op[slot, column] = self._op_index(record)
-        self._last_seq[column] = max(int(self._last_seq[column]), record.collective_seq_id)
+        # Column by column: a routine pull brings hundreds of entries from each rank.
+        # Rows that would share a slot go one after the other.
+        num_slots = len(self._seq_ids)
+        for begin in range(0, len(records), num_slots):
+            part = records[begin : begin + num_slots]
+            seq_ids = np.array([record.collective_seq_id for record in part], dtype=np.int64)
+            if int(seq_ids.max()) - int(seq_ids.min()) < num_slots:
+                self._add(column, part, seq_ids)
+            else:
+                for index, record in enumerate(part):
+                    self._add(column, [record], seq_ids[index : index + 1])
+
+    def _add(self, column: int, records: Sequence[CollectiveRecord], seq_ids: Ints) -> None:
+        slots = seq_ids % len(self._seq_ids)
+        held = self._seq_ids[slots]
+        is_newer = seq_ids > held
+        if is_newer.any():
+            taken = slots[is_newer]
+            self._created_ns[taken] = 0
+            self._is_retired[taken] = False
+            self._op[taken] = -1
+            self._seq_ids[taken] = seq_ids[is_newer]
+        is_kept = seq_ids >= np.maximum(held, 0)
+        if not is_kept.all():
+            records = [record for record, keep in zip(records, is_kept, strict=True) if keep]
+            slots, seq_ids = slots[is_kept], seq_ids[is_kept]
+            if not records:
+                return
+        self._created_ns[slots, column] = [record.created_ns for record in records]
+        self._is_retired[slots, column] = [record.is_retired for record in records]
+        self._op[slots, column] = [self._op_index(record) for record in records]
+        self._last_seq[column] = max(int(self._last_seq[column]), int(seq_ids.max()))
 
     def view(self) -> GroupView:
         """Share the window, read-only."""
@@ -134,7 +136,7 @@ class GroupRows(_Ring):
             pg_desc=self.group.pg_desc,
             backend=self.group.backend,
             members=self.members,
-            seq_ids=read_only(self.numbers),
+            seq_ids=read_only(self._seq_ids),
             created_ns=read_only(self._created_ns),
             is_retired=read_only(self._is_retired),
             op=read_only(self._op),

@@ -1,0 +1,173 @@
+"""What the hooks cost on the training thread: paired differences in one process.
+
+A pair is a block of calls with the hook on and a block with it off, side by side, the order
+alternating; the A/A row pairs two blocks with the hook off. Both blocks of a pair run on the same
+thread within milliseconds, so what the machine does meanwhile cancels out.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+import tracecore_train
+from tests.benchmarks.measure import Row, row
+from tracecore_train.guard import Guard
+from tracecore_train.hooks.context import HookContext
+from tracecore_train.hooks.dataloader import DataLoaderHook
+from tracecore_train.hooks.optimizer import OptimizerHook
+from tracecore_train.recorder.page import RankPage
+from tracecore_train.recorder.recorder import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+GROUP = "training thread"
+NUM_CALLS = 1_000
+STEP_BUDGET_US = 2.0
+BATCH_BUDGET_US = 1.0
+NUM_COLLECTIVES = 200
+
+
+class _Still(_BaseDataLoaderIter):
+    """An iterator whose own part costs next to nothing."""
+
+    def __init__(self) -> None:
+        self._profile_name = "still"
+        self._sampler_iter = ()
+        self._num_yielded = 0
+        self._dataset_kind = 0
+        self._IterableDataset_len_called = None
+
+    def _next_data(self) -> Any:
+        return 0
+
+
+def measure(is_quick: bool) -> list[Row]:
+    """Measure step boundary, batch, explicit step, and what runs per collective."""
+    num_pairs = 60 if is_quick else 300
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=shm) as directory:
+        page = RankPage.create(
+            Path(directory) / "r0.page", rank=0, attempt=0, start_ticks=0, wall_offset_ns=0
+        )
+        recorder = Recorder(page, rank=0)
+        recorder.claim_training_thread()
+        rows = [
+            *_pairs(
+                "step boundary", OptimizerHook, optimizer.step, recorder, num_pairs, STEP_BUDGET_US
+            ),
+            *_pairs(
+                "next(dataloader)",
+                DataLoaderHook,
+                functools.partial(next, _Still()),
+                recorder,
+                num_pairs,
+                BATCH_BUDGET_US,
+            ),
+            row(
+                GROUP,
+                "explicit step()",
+                "us",
+                [_block(recorder.end_explicit_step, recorder) for _ in range(num_pairs)],
+                budget=STEP_BUDGET_US,
+                note="whole call",
+            ),
+        ]
+        return [*rows, _per_collective(directory)]
+
+
+def _pairs(
+    what: str,
+    hook_class: type[DataLoaderHook] | type[OptimizerHook],
+    call: Callable[[], object],
+    recorder: Recorder,
+    num_pairs: int,
+    budget: float,
+) -> list[Row]:
+    def off() -> float:
+        return _block(call, recorder)
+
+    def on() -> float:
+        guard = Guard("benchmark")
+        hook = hook_class(HookContext(recorder=recorder, rank=0, socket_path=None), guard)
+        hook.install()
+        try:
+            return _block(call, recorder)
+        finally:
+            guard.close()
+            hook.uninstall()
+
+    differences, noise = [], []
+    for index in range(num_pairs):
+        first, second = (on, off) if index % 2 else (off, on)
+        values = {first: first(), second: second()}
+        differences.append(values[on] - values[off])
+        earlier, later = off(), off()
+        noise.append(earlier - later if index % 2 else later - earlier)
+    return [
+        row(GROUP, what, "us", differences, budget=budget, note="on less off"),
+        row(GROUP, f"{what}, A/A", "us", noise, note="off less off"),
+    ]
+
+
+def _block(call: Callable[[], object], recorder: Recorder) -> float:
+    """Give microseconds of processor time a call: being preempted is not our cost."""
+    recorder.drain()
+    call()
+    gc.disable()
+    began = time.thread_time_ns()
+    for _ in range(NUM_CALLS):
+        call()
+    ended = time.thread_time_ns()
+    gc.enable()
+    return (ended - began) / NUM_CALLS / 1e3
+
+
+def _per_collective(directory: str) -> Row:
+    """Count Python frames of ours that run while collectives run, with every hook installed."""
+    ours = str(Path(tracecore_train.__file__).parent) + os.sep
+    frames: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(ours):
+            frames.append(frame.f_code.co_name)
+
+    tracecore_train.init(endpoint=f"unix:{directory}/job/otlp.sock")
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{directory}/store", rank=0, world_size=1
+        )
+        value = torch.ones(4)
+        dist.all_reduce(value)
+        sys.setprofile(profile)
+        for _ in range(NUM_COLLECTIVES):
+            dist.all_reduce(value)
+            dist.broadcast(value, 0)
+        sys.setprofile(None)
+        dist.destroy_process_group()
+    finally:
+        tracecore_train.shutdown()
+    return Row(
+        group=GROUP,
+        what="Python frames of ours per collective",
+        unit="frames",
+        measured=len(frames) / (2 * NUM_COLLECTIVES),
+        low=0,
+        high=len(frames) / (2 * NUM_COLLECTIVES),
+        num_samples=2 * NUM_COLLECTIVES,
+        budget=0,
+        note="sys.setprofile, all hooks on; " + (", ".join(sorted(set(frames))) or "none seen"),
+    )
