@@ -11,6 +11,7 @@ import numpy as np
 from tracecore_sidecar.detectors.wait_graph import Readings
 from tracecore_sidecar.detectors.whereabouts import (
     OUT_STATES,
+    PLAIN_PLACES,
     UNKNOWN_EXIT,
     Patience,
     Place,
@@ -109,8 +110,15 @@ def diagnose(scene: Scene) -> Diagnosis | None:
     if not graph.heads:
         return _nobody_waits(scene)
     sinks = scene.locate(graph.sinks)
-    suspects = tuple(w for w in sinks if w.place is not Place.PEER_WAIT)
-    peers = tuple(w for w in sinks if w.place is Place.PEER_WAIT)
+    # A rank may wait in a group nobody reads; only where it is for certain elsewhere is it named.
+    may_wait_unseen = scene.view.is_in_blind_group()
+    suspects = tuple(
+        w
+        for w in sinks
+        if w.place is not Place.PEER_WAIT
+        and (not may_wait_unseen[w.rank] or w.place in PLAIN_PLACES)
+    )
+    peers = tuple(w for w in sinks if w not in suspects)
     if suspects:
         head = graph.head_blocked_by(suspects[0].rank)
         has_entered = head is not None and all(w.rank in head.held_up for w in suspects)
@@ -142,8 +150,9 @@ def _nobody_waits(scene: Scene) -> Diagnosis | None:
         # Ranks end one by one; the last one may tidy up for as long as it likes.
         return None
     live = ranks.is_seen & ~ranks.is_ended
+    is_blind = live & scene.view.is_in_blind_group()
     is_unread = live & ~scene.readings.is_fresh & ~scene.readings.is_out
     return Diagnosis(
-        cause=Cause.UNDETERMINED if is_unread.any() else Cause.NOT_COLLECTIVE,
+        cause=Cause.UNDETERMINED if (is_unread | is_blind).any() else Cause.NOT_COLLECTIVE,
         bystanders=scene.locate(np.flatnonzero(live).tolist()),
     )

@@ -19,6 +19,12 @@ def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
     missing = [
         f"collectives of rank {r}: {_whyunread(scene, r)}" for r in unread(scene)[:MAX_LISTED]
     ]
+    missing += [
+        f"collectives of {group.pg_desc or group.pg_name}: the recorder of backend "
+        f"{group.backend} is not read by this version"
+        for group in list(view.groups.values())[:MAX_LISTED]
+        if group.is_blind
+    ]
     if any("gloo" in group.backend for group in view.groups.values()):
         missing.append("send/recv: torch does not record them on gloo")
     for located in diagnosis.suspects[:MAX_LISTED]:

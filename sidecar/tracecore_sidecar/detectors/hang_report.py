@@ -73,7 +73,8 @@ def _summary(scene: Scene, diagnosis: Diagnosis) -> str:
     if head is None:
         if diagnosis.cause is Cause.NOT_COLLECTIVE:
             return "nothing moves, and no rank waits in a collective"
-        return f"nothing moves, and what {ranks_text(unread(scene))} wait in could not be read"
+        blind = unread(scene) or np.flatnonzero(scene.view.is_in_blind_group()).tolist()
+        return f"nothing moves, and what {ranks_text(blind)} wait in could not be read"
     where = _collective_text(scene, head)
     if diagnosis.cycle:
         names = " and ".join(_collective_text(scene, h) for h in diagnosis.cycle[:3])

@@ -77,11 +77,16 @@ class Lateness:
 
 
 def cohorts(view: JobView) -> Iterator[Cohort]:
-    """Give the cohorts of a job. A group with a member on an unknown host has none."""
+    """Give the cohorts of a job.
+
+    A group with a member on an unknown host has none, nor one with a member that may have been
+    kept waiting where nobody looks: lateness passed on could not be told from its own.
+    """
+    may_wait_unseen = view.is_in_blind_group()
     for group in view.groups.values():
         members = np.asarray(group.members, dtype=np.int64)
         hosts = view.ranks.host_index[members]
-        if len(members) < 2 or (hosts < 0).any():
+        if len(members) < 2 or (hosts < 0).any() or may_wait_unseen[members].any():
             continue
         for host in np.unique(hosts).tolist():
             columns = np.flatnonzero(hosts == host)

@@ -49,7 +49,7 @@ class Place(str, Enum):
     UNKNOWN = "unknown"
 
 
-_PLAIN = frozenset({Place.ENDED, Place.STOPPED, Place.INPUT, Place.CHECKPOINT})
+PLAIN_PLACES = frozenset({Place.ENDED, Place.STOPPED, Place.INPUT, Place.CHECKPOINT})
 """Places that need no stack to be believed."""
 
 
@@ -109,9 +109,9 @@ def locate(
         text=text,
         accuse_after_ns=after,
         evidence=tuple(evidence),
-        is_examined=place in _PLAIN
+        is_examined=place in PLAIN_PLACES
         or (stack is not None and cpu_share(view, rank, stopped_ns) is not None),
-        is_certain=place in _PLAIN or (stack is not None and not stack.error),
+        is_certain=place in PLAIN_PLACES or (stack is not None and not stack.error),
     )
 
 

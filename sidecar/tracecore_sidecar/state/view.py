@@ -86,6 +86,14 @@ class GroupView:
     last_seq: Ints
     """Highest sequence number each member entered, shape ``(members,)``; -1: none seen."""
 
+    @property
+    def is_blind(self) -> bool:
+        """Its collectives are not read: the backend has a recorder of its own, and gave nothing.
+
+        So it is with legacy NCCL, whose recorder is not pulled: silence there is not idleness.
+        """
+        return "nccl" in self.backend.lower() and bool((self.last_seq < 0).all())
+
     def op_name(self, slot: int, member: int) -> str:
         """Give the operation a member entered in a slot, without sizes; empty if not seen."""
         index = int(self.op[slot, member])
@@ -135,6 +143,14 @@ class JobView:
     def world_size(self) -> int:
         """Number of ranks in the job."""
         return self.job.world_size
+
+    def is_in_blind_group(self) -> Bools:
+        """Say by rank whether it is in a group whose collectives are not read."""
+        found: Bools = np.zeros(self.world_size, dtype=np.bool_)
+        for group in self.groups.values():
+            if group.is_blind and len(group.members) > 1:
+                found[list(group.members)] = True
+        return found
 
     def ranks_by_pid(self) -> dict[int, int]:
         """Give the rank of each process that runs; a pid that two ranks claim is left out."""

@@ -9,6 +9,7 @@ import pytest
 from tests.support.recordings import MS, SECOND, WORLD, SimulatedJob, Watch
 from tracecore_sidecar.detectors.hang import HangDetector
 from tracecore_sidecar.verdicts import Confidence, Severity, Verdict
+from tracecore_train.wire.records import GroupRecord
 
 USER_FRAMES = (
     "sleep (time.py:1)",
@@ -526,6 +527,29 @@ def test_silence_of_unreadable_ranks_is_not_called_outside_collectives() -> None
         rank.is_readable = False
     verdict = only(watched(job, 70))
     assert (verdict.class_, verdict.suspects) == ("undetermined", ())
+
+
+NCCL_GROUP = GroupRecord(
+    time_ns=1, rank=0, pg_name="n", pg_desc="nccl_pg", backend="nccl", ranks=(0, 1, 2, 3)
+)
+
+
+def test_a_rank_that_may_wait_in_an_unread_group_is_not_accused() -> None:
+    """Beside a group whose recorder is not read, absence from another one proves nothing."""
+    job = hung()
+    job.apply(0, NCCL_GROUP)
+    verdict = only(watched(job, 70))
+    assert (verdict.class_, verdict.suspects) == ("undetermined", ())
+    assert any("nccl_pg" in gap for gap in verdict.not_measured)
+
+
+def test_silence_of_an_unread_group_is_not_called_outside_collectives() -> None:
+    """Where the recorder of a backend is not read, nobody claims that no rank waits."""
+    job = trained()
+    job.apply(0, NCCL_GROUP)
+    verdict = only(watched(job, 70))
+    assert (verdict.class_, verdict.suspects) == ("undetermined", ())
+    assert "ranks 0-3" in verdict.summary
 
 
 def test_the_last_rank_of_an_ending_job_may_take_its_time() -> None:

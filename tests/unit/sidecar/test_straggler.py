@@ -10,6 +10,7 @@ import pytest
 from tests.support.recordings import MS, SECOND, WORLD, SimulatedJob, Watch
 from tracecore_sidecar.detectors.lateness import cohorts, measure
 from tracecore_sidecar.verdicts import Confidence, Severity, Verdict
+from tracecore_train.wire.records import GroupRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -329,3 +330,16 @@ def test_an_ended_rank_is_no_straggler() -> None:
     job.end(1)
     watch.run(1)
     assert watch.last == ()
+
+
+def test_a_rank_kept_waiting_in_an_unread_group_is_no_straggler() -> None:
+    """Beside a group whose recorder is not read, lateness may be passed on: nobody is named."""
+    job = SimulatedJob(2)
+    job.apply(
+        0,
+        GroupRecord(
+            time_ns=1, rank=0, pg_name="n", pg_desc="nccl_pg", backend="nccl", ranks=(0, 1)
+        ),
+    )
+    job.train(600, noisy(0, lambda r, step: 50 if r else 0, noise_ms=2))
+    assert watched(job).seen == []
