@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import ConfigError
 from tracecore_train.recorder.clock import now_ns
+from tracecore_train.runtime import boot_id
 from tracecore_train.wire.records import IdentityRecord, Source, SourceKind
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_identity(
         node_rank=_number(environ, group_rank, 0, low=0, high=MAX_WORLD_SIZE),
         world_size=world_size,
         host=os.uname().nodename[:MAX_NAME],
-        boot_id=_read_text("/proc/sys/kernel/random/boot_id"),
+        boot_id=boot_id(),
         pid=os.getpid(),
         start_ticks=start_ticks(os.getpid()),
     )

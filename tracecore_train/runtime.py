@@ -64,6 +64,15 @@ def rank_pages(job: Path, attempt: int) -> dict[int, Path]:
     return {int(m.group(1)): job / str(attempt) / name for m, name in matches if m}
 
 
+def boot_id() -> str:
+    """Give the id of this boot of the host; empty where ``/proc`` does not show it."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii", "replace")
+    except OSError:
+        return ""
+    return text.strip()
+
+
 def make_private_dir(path: Path) -> Path:
     """Make a directory of mode 0700, or check that an existing one is ours and private.
 

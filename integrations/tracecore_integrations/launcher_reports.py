@@ -13,13 +13,14 @@ import socket
 import threading
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracecore_train import runtime
 from tracecore_train.wire.records import Batch, Source, SourceKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tracecore_integrations.worker_watch import Sighting
 
@@ -31,7 +32,6 @@ POST_TIMEOUT_S = 1.0
 """Seconds one socket operation may take."""
 MAX_PENDING = 1_024
 """Records that wait for the sidecar: hundreds of restarts of one host."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LauncherReports:
@@ -125,7 +125,7 @@ class LauncherReports:
         source = Source(
             kind=SourceKind.LAUNCHER,
             host=socket.gethostname(),
-            boot_id=_boot_id(),
+            boot_id=runtime.boot_id(),
             pid=os.getpid(),
             job_id=self._job_id,
             attempt=sighting.attempt,
@@ -149,10 +149,3 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _ending(exit_code: int) -> str:
     return f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-
-
-def _boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar import blindness
@@ -62,7 +61,7 @@ class Daemon:
         """Prepare; nothing is opened before :meth:`run`."""
         self._config = config
         self._host = socket.gethostname()
-        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._boot_id = runtime.boot_id()
         self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
         store = Store(
             job_id=config.job_id,

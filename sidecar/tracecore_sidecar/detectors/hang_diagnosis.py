@@ -12,12 +12,12 @@ from tracecore_sidecar.detectors.wait_graph import Readings
 from tracecore_sidecar.detectors.whereabouts import (
     OUT_STATES,
     PLAIN_PLACES,
-    UNKNOWN_EXIT,
     Patience,
     Place,
     last_look,
     locate,
 )
+from tracecore_sidecar.state.view import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

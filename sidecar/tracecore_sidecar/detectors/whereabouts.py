@@ -21,6 +21,7 @@ from tracecore_sidecar.detectors.frames import (
     waits_for_peer,
 )
 from tracecore_sidecar.detectors.naming import span_text
+from tracecore_sidecar.state.view import UNKNOWN_EXIT
 from tracecore_sidecar.verdicts import Evidence
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tracecore_train.wire.records import ProcessRecord, StackRecord
 
 SECOND_NS = 1_000_000_000
-UNKNOWN_EXIT = -1000
 OUT_STATES = frozenset("TZ-")
 """Process states in which nothing can be entered. ``t`` is not one: profilers stop for a moment."""
 

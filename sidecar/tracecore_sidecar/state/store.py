@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracecore_sidecar.state.view import JobView, RankColumns, read_only
+from tracecore_sidecar.state.view import UNKNOWN_EXIT, JobView, RankColumns, read_only
 from tracecore_sidecar.state.windows import GroupRows, StepRows
 from tracecore_sidecar.verdicts import JobInfo
 from tracecore_train.wire import records as rec
@@ -27,8 +27,6 @@ MAX_WORLD_SIZE = 131_072
 MAX_GROUPS = 4_096
 """Process groups kept; further ones are counted and dropped."""
 MAX_HOSTS = 16_384
-UNKNOWN_EXIT = -1000
-"""``exit_code`` of a rank whose end was not seen by its launcher."""
 
 _INT_COLUMNS = (
     "ended_ns",

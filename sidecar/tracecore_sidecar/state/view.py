@@ -24,6 +24,9 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+UNKNOWN_EXIT = -1000
+"""``exit_code`` of a rank whose end its launcher did not see."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankColumns:
@@ -35,7 +38,7 @@ class RankColumns:
     """Its process ended: the launcher saw it, it left a last word, or its pid is gone."""
     ended_ns: Ints
     exit_code: Ints
-    """Exit code, minus the signal number when a signal ended it, or -1000 when unknown."""
+    """Exit code, minus the signal number when a signal ended it, or ``UNKNOWN_EXIT``."""
     host_index: Ints
     """Equal numbers: same host, same clock. -1: unknown."""
     pid: Ints

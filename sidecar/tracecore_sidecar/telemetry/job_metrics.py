@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from tracecore_sidecar.state.store import UNKNOWN_EXIT
+from tracecore_sidecar.state.view import UNKNOWN_EXIT
 from tracecore_sidecar.telemetry import job_names as name
 from tracecore_sidecar.telemetry.families import numbers, summaries
 from tracecore_sidecar.verdicts import Severity
