@@ -18,7 +18,17 @@ from tracecore_train.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-HOOK_NAMES = ("optimizer", "dataloader", "checkpoint", "process_groups", "worker_server")
+DEFAULT_HOOKS = (
+    "optimizer",
+    "dataloader",
+    "checkpoint",
+    "process_groups",
+    "worker_server",
+)
+"""Hooks installed unless the user says otherwise."""
+OPTIONAL_HOOKS: tuple[str, ...] = ()
+"""Hooks installed only where the user names them: they cost more, or change something."""
+HOOK_NAMES = DEFAULT_HOOKS + OPTIONAL_HOOKS
 """Names accepted by the ``hooks`` setting; ``tracecore_train.hooks.HOOKS`` lists the same."""
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -28,7 +38,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "TRACECORE_RUNTIME_DIR": "directory for sockets and rank pages",
     "TRACECORE_LISTEN": "loopback address on which the sidecar takes OTLP, e.g. 127.0.0.1:4318",
     "TRACECORE_FLUSH_INTERVAL": "seconds between two hand-overs to the sidecar, 0.1 to 60",
-    "TRACECORE_HOOKS": "hooks to install, comma separated: " + ", ".join(HOOK_NAMES),
+    "TRACECORE_HOOKS": "hooks to install, comma separated; -NAME leaves one out, +NAME adds one: "
+    + ", ".join(HOOK_NAMES),
     "TRACECORE_FAULT": "faults to rehearse (set by `tracecore run --fault`), see docs",
     "TRACECORE_BOOTSTRAP": "set by `tracecore run` in its children: start without a code change",
 }
@@ -47,8 +58,8 @@ class Config:
     """Name of the job; None: taken from the scheduler or the launcher."""
     flush_interval: float = 1.0
     """Seconds between two hand-overs to the sidecar (0.1 to 60)."""
-    hooks: tuple[str, ...] = HOOK_NAMES
-    """Hooks to install."""
+    hooks: tuple[str, ...] = DEFAULT_HOOKS
+    """Hooks to install. ``"a,b"`` names them all, ``"-a,+b"`` changes the default."""
     fault: str | None = None
     """Faults to rehearse, in the grammar of ``tracecore_train.faults``."""
 
@@ -127,11 +138,22 @@ def _parse_hooks(where: str, value: object) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
         raise ConfigError(f"{where}: {value!r} is not a list of hook names")
-    chosen = tuple(str(name).strip() for name in names if str(name).strip())
-    for name in chosen:
+    words = [str(name).strip() for name in names if str(name).strip()]
+    is_change = [word[0] in "+-" for word in words]
+    if any(is_change) and not all(is_change):
+        raise ConfigError(
+            f"{where}: {', '.join(words)} mixes names with changes; give either the hooks to"
+            f" install (optimizer,dataloader) or changes to the default (-dataloader,+NAME)"
+        )
+    for word in words:
+        name = word.lstrip("+-")
         if name not in HOOK_NAMES:
             raise ConfigError(_unknown(f"hook {name!r} in {where}", name, HOOK_NAMES))
-    return chosen
+    if not any(is_change):
+        return tuple(words)
+    removed = {word[1:] for word in words if word[0] == "-"}
+    added = {word[1:] for word in words if word[0] == "+"}
+    return tuple(n for n in HOOK_NAMES if (n in DEFAULT_HOOKS or n in added) and n not in removed)
 
 
 _PARSERS: Mapping[str, Callable[[str, object], object]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracecore_train.config import HOOK_NAMES
+from tracecore_train.config import DEFAULT_HOOKS
 from tracecore_train.errors import HookUnavailableError, TracecoreError
 from tracecore_train.export.otlp_http import OtlpHttpClient
 from tracecore_train.export.worker import ExportWorker
@@ -134,7 +134,7 @@ class Rank:
         return True
 
     def _install_hooks(self, context: HookContext) -> None:
-        is_asked_for = self._config.hooks != HOOK_NAMES
+        is_asked_for = self._config.hooks != DEFAULT_HOOKS
         for hook_class in HOOKS:
             if hook_class.name not in self._config.hooks:
                 self._blind.append(f"{hook_class.name}: not among the chosen hooks")

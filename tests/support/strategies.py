@@ -18,7 +18,12 @@ from tracecore_train.wire.tables import INT64_MAX, INT64_MIN, Column, columns_of
 
 INT64 = st.integers(min_value=INT64_MIN, max_value=INT64_MAX)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-_ITEMS: dict[type, st.SearchStrategy[Any]] = {int: INT64, str: TEXT, bool: st.booleans()}
+_ITEMS: dict[type, st.SearchStrategy[Any]] = {
+    int: INT64,
+    str: TEXT,
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+}
 
 
 def _values(column: Column) -> st.SearchStrategy[Any]:

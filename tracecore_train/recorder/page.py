@@ -2,10 +2,10 @@
 
 Hooks write it on the training thread; the sidecar reads it at any time, also when the rank holds
 the GIL, is stopped or has died. Numbers are single aligned 64-bit words, one store each (about
-25 ns), so a reader never sees half a number and hooks need no lock. Two texts (phase, last word)
-have two slots each: a writer fills the slot that is not current and bumps its sequence number
-last, a reader takes the slot with the higher number. Writes come from one thread at a time for
-each field: words from the training thread, ``HEARTBEAT`` from the export thread.
+25 ns), so a reader never sees half a number and hooks need no lock. Each text (phase, last word,
+OOM, exception) has two slots: a writer fills the slot that is not current and bumps its sequence
+number last, a reader takes the slot with the higher number. Writes come from one thread at a time
+for each field: words from the training thread, ``HEARTBEAT`` from the export thread.
 
 The file is allocated before it is mapped: writing to a mapping on a full tmpfs would kill the
 rank with SIGBUS, ``posix_fallocate`` answers ENOSPC instead.
@@ -52,6 +52,15 @@ class Word(IntEnum):
     CHECKPOINT_SINCE = 12
     PHASE_SINCE = 13
     HEARTBEAT = 16
+    BACKWARD_SINCE = 17
+    OPTIMIZER_SINCE = 18
+    GC_SINCE = 19
+    CAPTURE_SINCE = 20
+    EXPECT_UNTIL = 21
+    SIGTERM = 22
+    NUM_OOMS = 23
+    OOM_TIME = 24
+    EXCEPTION_TIME = 25
 
 
 class Text(IntEnum):
@@ -59,6 +68,8 @@ class Text(IntEnum):
 
     PHASE = 512
     LAST_WORD = 1024
+    OOM = 1536
+    EXCEPTION = 2048
 
 
 class RankPage:
@@ -162,6 +173,17 @@ def parse_page(raw: bytes, now_ns: int) -> RankPageRecord:
         phase_since_ns=words[Word.PHASE_SINCE],
         heartbeat_ns=words[Word.HEARTBEAT],
         last_word=_read_text(raw, Text.LAST_WORD),
+        backward_since_ns=words[Word.BACKWARD_SINCE],
+        optimizer_since_ns=words[Word.OPTIMIZER_SINCE],
+        gc_since_ns=words[Word.GC_SINCE],
+        capture_since_ns=words[Word.CAPTURE_SINCE],
+        expect_until_ns=words[Word.EXPECT_UNTIL],
+        sigterm_ns=words[Word.SIGTERM],
+        num_ooms=words[Word.NUM_OOMS],
+        oom_ns=words[Word.OOM_TIME],
+        oom=_read_text(raw, Text.OOM),
+        exception_ns=words[Word.EXCEPTION_TIME],
+        exception=_read_text(raw, Text.EXCEPTION),
     )
 
 

@@ -1,9 +1,10 @@
 """What hooks write to: a ring per thread, and the running sums of the current step.
 
 A row is a tuple ``(kind, time_ns, values...)`` in the field order of its record type, without
-the rank; :meth:`Recorder.drain` makes records of rows, in the export thread. Steps, input wait
-and checkpoint time are summed for one thread, the one that trains: the main thread as soon as it
-takes a batch or ends a step, until then the first thread that does.
+the rank; fields at the end that have a default may be left out. :meth:`Recorder.drain` makes
+records of rows, in the export thread. Steps, input wait and checkpoint time are summed for one
+thread, the one that trains: the main thread as soon as it takes a batch or ends a step, until
+then the first thread that does.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from tracecore_train.recorder.ring import Ring
 from tracecore_train.wire.records import (
     RECORD_TYPES,
     CheckpointRecord,
+    DeviceTimeRecord,
+    ExceptionRecord,
+    GcRecord,
     PhaseRecord,
     Record,
     RecordKind,
+    ScalarRecord,
     StepFlag,
     StepRecord,
 )
@@ -43,7 +48,15 @@ _STEP_KIND = RecordKind.STEP
 _FIRST = StepFlag.FIRST
 _FIELDS = {
     cls.kind: tuple(f.name for f in fields(cls) if f.name != "rank")
-    for cls in (StepRecord, PhaseRecord, CheckpointRecord)
+    for cls in (
+        StepRecord,
+        PhaseRecord,
+        GcRecord,
+        DeviceTimeRecord,
+        CheckpointRecord,
+        ScalarRecord,
+        ExceptionRecord,
+    )
 }
 
 
@@ -206,5 +219,5 @@ class Recorder:
     def _record(self, row: tuple[object, ...]) -> Record:
         kind = cast("RecordKind", row[0])
         make = cast("Any", RECORD_TYPES[kind])
-        values = dict(zip(_FIELDS[kind], row[1:], strict=True))
+        values = dict(zip(_FIELDS[kind], row[1:], strict=False))
         return cast("Record", make(rank=self._rank, **values))

@@ -2,7 +2,8 @@
 
 A record is one stored fact. It is frozen, holds plain values only (``int``, ``bool``, ``str``,
 tuples of ``int`` or ``str``, and ``None`` where a value can be missing), and carries times as
-integer nanoseconds of its host's monotonic clock unless the field says otherwise. Who said it,
+integer nanoseconds of its host's monotonic clock unless the field says otherwise. A number that
+was not measured is ``NOT_MEASURED``, never 0. Who said it,
 on which host, in which job and attempt stands once on the :class:`Batch`, in its
 :class:`Source`; that is also what an OTLP resource carries.
 """
@@ -15,6 +16,8 @@ from typing import ClassVar, TypeAlias
 
 SCHEMA_VERSION = 1
 """Version of the record tables; a receiver refuses a higher one."""
+NOT_MEASURED = -1
+"""Value of a duration, count or size that nobody measured."""
 
 
 class SourceKind(str, Enum):
@@ -33,7 +36,13 @@ class RecordKind(str, Enum):
     PROGRESS = "progress"
     STEP = "step"
     PHASE = "phase"
+    INPUT = "input"
+    MEMORY = "memory"
+    GC = "gc"
+    DEVICE_TIME = "device_time"
     CHECKPOINT = "checkpoint"
+    SCALAR = "scalar"
+    EXCEPTION = "exception"
     LAST_WORD = "last_word"
     GAP = "gap"
     RENDEZVOUS = "rendezvous"
@@ -96,6 +105,10 @@ class IdentityRecord:
     torch_version: str | None
     blind: tuple[str, ...]
     """Signals this rank cannot give, each as ``signal: reason``."""
+    measured: tuple[str, ...] = ()
+    """Signals this rank gives."""
+    off: tuple[str, ...] = ()
+    """Signals the user turned off, or did not turn on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +123,10 @@ class GroupRecord:
     backend: str
     ranks: tuple[int, ...]
     """Global ranks of the members, in group order."""
+    generation: int = 0
+    """How often a group of this name was made before in this process (destroyed since)."""
+    is_destroyed: bool = False
+    """The group is gone: its counters stand still and that means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +167,18 @@ class StepRecord:
     """Updates before this one as the framework counts them, also over a resume; None: not told."""
     num_microbatches: int | None = None
     """Microbatches the framework began during this step (gradient accumulation); None: not told."""
+    forward_ns: int = NOT_MEASURED
+    """From the end of input wait (or of the previous backward) to the next backward, summed."""
+    backward_ns: int = NOT_MEASURED
+    """Time inside ``torch.autograd.backward`` on the training thread."""
+    optimizer_ns: int = NOT_MEASURED
+    """Time inside optimizers' ``step`` on the training thread."""
+    transfer_ns: int = NOT_MEASURED
+    """Time the training thread spent issuing host-to-device copies of batches."""
+    gc_ns: int = NOT_MEASURED
+    """Time inside Python's garbage collector, on the training thread."""
+    num_backwards: int = NOT_MEASURED
+    """Outermost backward passes: microbatches, where each has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +190,89 @@ class PhaseRecord:
     rank: int
     name: str
     duration_ns: int
+    at_most_ns: int = 0
+    """Longest the user announced (``expect``); 0: not announced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRecord:
+    """One data loader of the training thread as it stands at ``time_ns``; sums since its start."""
+
+    kind: ClassVar[RecordKind] = RecordKind.INPUT
+    time_ns: int
+    rank: int
+    loader: str
+    """Class of the loader's iterator and a number, e.g. ``_MultiProcessingDataLoaderIter#1``."""
+    num_batches: int
+    wait_ns: int
+    """Time inside ``next``, without the first batch."""
+    longest_wait_ns: int
+    """Longest single wait, without the first batch."""
+    first_batch_ns: int
+    """Wait for the first batch, worker start-up included; ``NOT_MEASURED`` before it."""
+    num_ready: int = NOT_MEASURED
+    """Batches that lie ready in the queue."""
+    num_outstanding: int = NOT_MEASURED
+    """Batches asked for and not delivered yet, the ready ones included."""
+    prefetch_limit: int = NOT_MEASURED
+    """Most batches that may be outstanding."""
+    num_workers: int = NOT_MEASURED
+    num_workers_alive: int = NOT_MEASURED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRecord:
+    """Memory of one device as its allocator reports it, in bytes. Peaks are the user's to reset."""
+
+    kind: ClassVar[RecordKind] = RecordKind.MEMORY
+    time_ns: int
+    rank: int
+    device: int
+    """Index of the device in this process."""
+    allocated_bytes: int
+    allocated_peak_bytes: int
+    """High-water mark since the user last reset it: a censored series."""
+    reserved_bytes: int
+    reserved_peak_bytes: int
+    inactive_split_bytes: int
+    """Freed but not returnable: fragmentation."""
+    num_alloc_retries: int
+    num_ooms: int
+    num_sync_all_streams: int = NOT_MEASURED
+    device_free_bytes: int = NOT_MEASURED
+    device_total_bytes: int = NOT_MEASURED
+    pinned_bytes: int = NOT_MEASURED
+    """Pinned host memory held by torch's host allocator."""
+    phase: str = ""
+    """Phase that ended just before the sample; empty: a periodic sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcRecord:
+    """Python's garbage collector stopped a thread for long enough to be told singly."""
+
+    kind: ClassVar[RecordKind] = RecordKind.GC
+    time_ns: int
+    rank: int
+    generation: int
+    duration_ns: int
+    num_collected: int
+    step: int
+    """Steps this process had ended when it began."""
+    is_training_thread: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTimeRecord:
+    """Device time of one step between device events, read after the step, never waited for."""
+
+    kind: ClassVar[RecordKind] = RecordKind.DEVICE_TIME
+    time_ns: int
+    rank: int
+    step: int
+    part: str
+    """``step``, ``forward``, ``backward`` or ``optimizer``."""
+    device_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +285,45 @@ class CheckpointRecord:
     call: str
     """The function, e.g. ``torch.save``."""
     duration_ns: int
+    num_bytes: int = NOT_MEASURED
+    is_blocking: bool = True
+    """Whether training waited for it; False: it ran beside training (async save)."""
+    error: str = ""
+    """Type of the exception it ended with; empty: it worked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarRecord:
+    """A number the user gave to ``tracecore_train.log``."""
+
+    kind: ClassVar[RecordKind] = RecordKind.SCALAR
+    time_ns: int
+    rank: int
+    step: int
+    """Steps this process had ended when it was given."""
+    name: str
+    value: float | None
+    """None when it is not finite."""
+    non_finite: str = ""
+    """``nan``, ``inf`` or ``-inf``; empty when ``value`` holds the number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExceptionRecord:
+    """An exception that ended a thread, or an error torch.distributed reported."""
+
+    kind: ClassVar[RecordKind] = RecordKind.EXCEPTION
+    time_ns: int
+    rank: int
+    where: str
+    """``main``, ``thread NAME``, or the torch call that failed, e.g. ``init_process_group``."""
+    type_name: str
+    message: str
+    """Cut; may hold what the user put into it."""
+    frame: str
+    """Innermost frame, as ``function (file:line)``."""
+    is_fatal: bool
+    """Whether the process ends of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +397,28 @@ class RankPageRecord:
     heartbeat_ns: int
     """Last beat of the export thread, which needs the GIL: stale means GIL held or stopped."""
     last_word: str
+    backward_since_ns: int = 0
+    """Inside ``torch.autograd.backward`` since; 0 when outside."""
+    optimizer_since_ns: int = 0
+    """Inside an optimizer's ``step`` since; 0 when outside."""
+    gc_since_ns: int = 0
+    """Inside Python's garbage collector since; 0 when outside."""
+    capture_since_ns: int = 0
+    """Capturing a CUDA graph since; 0 when not."""
+    expect_until_ns: int = 0
+    """Moment up to which the open phase was announced to last (``expect``); 0: no limit given."""
+    sigterm_ns: int = 0
+    """When SIGTERM was seen (opt-in); 0: not."""
+    num_ooms: int = 0
+    """Times the device allocator failed."""
+    oom_ns: int = 0
+    """When it last failed; 0: never."""
+    oom: str = ""
+    """The request that failed last and where it came from."""
+    exception_ns: int = 0
+    """When an exception ended the main thread; 0: none did."""
+    exception: str = ""
+    """Its type, message and frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +501,13 @@ Record: TypeAlias = (
     | ProgressRecord
     | StepRecord
     | PhaseRecord
+    | InputRecord
+    | MemoryRecord
+    | GcRecord
+    | DeviceTimeRecord
     | CheckpointRecord
+    | ScalarRecord
+    | ExceptionRecord
     | LastWordRecord
     | GapRecord
     | RendezvousRecord
@@ -348,7 +527,13 @@ RECORD_TYPES: dict[RecordKind, type[Record]] = {
         ProgressRecord,
         StepRecord,
         PhaseRecord,
+        InputRecord,
+        MemoryRecord,
+        GcRecord,
+        DeviceTimeRecord,
         CheckpointRecord,
+        ScalarRecord,
+        ExceptionRecord,
         LastWordRecord,
         GapRecord,
         RendezvousRecord,

@@ -1,49 +1,24 @@
 """The state of one job on this node. ``Store.apply(batch)`` is the only thing that changes it.
 
 The store follows the newest attempt: the first record of a later attempt starts an empty state,
-records of an earlier one are counted and dropped. Records about a rank outside the job, and rows
-that contradict what the source says about itself, are counted and dropped too.
+records of an earlier one are counted and dropped. What one attempt knows is in ``attempt``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tracecore_sidecar.state.view import UNKNOWN_EXIT, JobView, RankColumns, read_only
-from tracecore_sidecar.state.windows import GroupRows, StepRows
+from tracecore_sidecar.state.attempt import AttemptState
 from tracecore_sidecar.verdicts import JobInfo
 from tracecore_train.wire import records as rec
-from tracecore_train.wire.records import Batch, RecordKind, Source, SourceKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from tracecore_sidecar.state.view import JobView
+    from tracecore_train.wire.records import Batch
 
 MAX_WORLD_SIZE = 131_072
 """Ranks in one job; a larger number is refused as garbage."""
-MAX_GROUPS = 4_096
-"""Process groups kept; further ones are counted and dropped."""
-MAX_HOSTS = 16_384
-
-_INT_COLUMNS = (
-    "ended_ns",
-    "pid",
-    "num_steps",
-    "step_ns",
-    "num_batches",
-    "progress_ns",
-    "page_ns",
-    "input_since_ns",
-    "checkpoint_since_ns",
-    "phase_since_ns",
-    "heartbeat_ns",
-    "pull_ns",
-    "pull_failed_ns",
-    "longest_checkpoint_ns",
-)
 
 
 class Store:
@@ -58,7 +33,7 @@ class Store:
         self.attempt = -1
         self.num_dropped: Counter[str] = Counter()
         """Records not applied, by reason."""
-        self._attempt_state: _Attempt | None = None
+        self._attempt_state: AttemptState | None = None
 
     def apply(self, batch: Batch) -> None:
         """Take in one batch."""
@@ -77,7 +52,7 @@ class Store:
             if not 1 <= world_size <= MAX_WORLD_SIZE:
                 self.num_dropped["world size unknown"] += len(batch.records)
                 return
-            self._attempt_state = _Attempt(world_size, self.num_dropped)
+            self._attempt_state = AttemptState(world_size, self.num_dropped)
         self._attempt_state.apply(batch)
 
     def view(self) -> JobView | None:
@@ -99,221 +74,3 @@ def _world_size(batch: Batch) -> int:
         if isinstance(record, (rec.RendezvousRecord, rec.IdentityRecord)):
             return record.world_size
     return batch.source.world_size or 0
-
-
-class _Attempt:
-    """The state of one attempt."""
-
-    def __init__(self, world_size: int, num_dropped: Counter[str]) -> None:
-        self.world_size = world_size
-        self._num_dropped = num_dropped
-        self._ints = {name: np.zeros(world_size, dtype=np.int64) for name in _INT_COLUMNS}
-        self._exit_code = np.full(world_size, UNKNOWN_EXIT, dtype=np.int64)
-        self._host_index = np.full(world_size, -1, dtype=np.int64)
-        self._is_seen = np.zeros(world_size, dtype=np.bool_)
-        self._is_ended = np.zeros(world_size, dtype=np.bool_)
-        self._steps = StepRows(world_size)
-        self._groups: dict[str, GroupRows] = {}
-        self._hosts: dict[tuple[str, str], int] = {}
-        self._identities: dict[int, rec.IdentityRecord] = {}
-        self._phases: dict[int, str] = {}
-        self._counters: dict[tuple[int, str], tuple[int, int, int]] = {}
-        self._stacks: dict[int, tuple[rec.StackRecord, ...]] = {}
-        self._processes: dict[int, tuple[rec.ProcessRecord, ...]] = {}
-        self._blind: dict[int, tuple[str, ...]] = {}
-        self._num_lost: dict[int, int] = {}
-        self._handlers: Mapping[RecordKind, Callable[[Any], None]] = {
-            RecordKind.IDENTITY: self._identity,
-            RecordKind.GROUPS: self._group,
-            RecordKind.PROGRESS: self._progress,
-            RecordKind.STEP: self._step,
-            RecordKind.PHASE: self._phase,
-            RecordKind.CHECKPOINT: self._checkpoint,
-            RecordKind.LAST_WORD: self._last_word,
-            RecordKind.GAP: self._gap,
-            RecordKind.WORKER_EXIT: self._worker_exit,
-            RecordKind.RANK_PAGE: self._rank_page,
-            RecordKind.PULL: self._pull,
-            RecordKind.PROCESS: self._process,
-        }
-
-    def apply(self, batch: Batch) -> None:
-        source = batch.source
-        host_index = self._host(source)
-        collectives: dict[tuple[str, int], list[rec.CollectiveRecord]] = {}
-        stacks: dict[int, list[rec.StackRecord]] = {}
-        for record in batch.records:
-            if isinstance(record, rec.RendezvousRecord):
-                self._rendezvous(record, host_index)
-                continue
-            rank = record.rank
-            if not 0 <= rank < self.world_size:
-                self._num_dropped["rank outside the job"] += 1
-                continue
-            if source.kind is SourceKind.RANK and source.rank != rank:
-                self._num_dropped["rank speaks for another rank"] += 1
-                continue
-            self._is_seen[rank] = True
-            if self._host_index[rank] < 0:
-                self._host_index[rank] = host_index
-            if isinstance(record, rec.CollectiveRecord):
-                collectives.setdefault((record.pg_name, rank), []).append(record)
-            elif isinstance(record, rec.StackRecord):
-                stacks.setdefault(rank, []).append(record)
-            else:
-                self._handlers[record.kind](record)
-        for (pg_name, rank), entries in collectives.items():
-            self._collectives(pg_name, rank, entries)
-        # Stacks of one rank arrive together and replace the older ones.
-        self._stacks.update({rank: tuple(found) for rank, found in stacks.items()})
-
-    def view(self, job: JobInfo) -> JobView:
-        ranks = RankColumns(
-            is_seen=read_only(self._is_seen),
-            is_ended=read_only(self._is_ended),
-            exit_code=read_only(self._exit_code),
-            host_index=read_only(self._host_index),
-            **{name: read_only(column) for name, column in self._ints.items()},
-        )
-        return JobView(
-            job=job,
-            ranks=ranks,
-            groups={name: rows.view() for name, rows in self._groups.items()},
-            steps=self._steps.view(),
-            hosts=tuple(host for host, _ in self._hosts),
-            identities=MappingProxyType(self._identities),
-            phases=MappingProxyType(self._phases),
-            stacks=MappingProxyType(self._stacks),
-            processes=MappingProxyType(self._processes),
-            blind=MappingProxyType(self._blind),
-            num_lost=MappingProxyType(self._num_lost),
-        )
-
-    # One small function per record kind.
-
-    def _rendezvous(self, record: rec.RendezvousRecord, host_index: int) -> None:
-        for rank, pid in zip(record.ranks, record.pids, strict=False):
-            if 0 <= rank < self.world_size:
-                self._is_seen[rank] = True
-                self._host_index[rank] = host_index
-                self._ints["pid"][rank] = pid
-                self._moved(rank, record.time_ns)
-
-    def _identity(self, record: rec.IdentityRecord) -> None:
-        known = self._identities.get(record.rank)
-        self._identities[record.rank] = record
-        self._blind[record.rank] = record.blind
-        self._ints["pid"][record.rank] = record.pid
-        if known is None or known.pid != record.pid:
-            self._moved(record.rank, record.time_ns)
-
-    def _group(self, record: rec.GroupRecord) -> None:
-        known = self._groups.get(record.pg_name)
-        if known is not None and known.members == tuple(dict.fromkeys(record.ranks)):
-            return
-        if known is None and len(self._groups) >= MAX_GROUPS:
-            self._num_dropped["too many groups"] += 1
-            return
-        if not record.ranks or not all(0 <= rank < self.world_size for rank in record.ranks):
-            self._num_dropped["group with foreign ranks"] += 1
-            return
-        self._groups[record.pg_name] = GroupRows(record)
-
-    def _progress(self, record: rec.ProgressRecord) -> None:
-        key = (record.rank, record.pg_name)
-        counters = (record.enqueued, record.started, record.completed)
-        if len(self._counters) < MAX_GROUPS * 8 or key in self._counters:
-            if self._counters.get(key) != counters:
-                self._moved(record.rank, record.time_ns)
-            self._counters[key] = counters
-
-    def _step(self, record: rec.StepRecord) -> None:
-        self._steps.add(record)
-        self._steps_ended(record.rank, record.step + 1, record.time_ns)
-
-    def _steps_ended(self, rank: int, num_steps: int, time_ns: int) -> None:
-        if num_steps > self._ints["num_steps"][rank]:
-            self._ints["num_steps"][rank] = num_steps
-            self._ints["step_ns"][rank] = time_ns
-            self._moved(rank, time_ns)
-
-    def _phase(self, record: rec.PhaseRecord) -> None:
-        self._moved(record.rank, record.time_ns)
-
-    def _checkpoint(self, record: rec.CheckpointRecord) -> None:
-        longest = self._ints["longest_checkpoint_ns"]
-        longest[record.rank] = max(int(longest[record.rank]), record.duration_ns)
-        self._moved(record.rank, record.time_ns)
-
-    def _last_word(self, record: rec.LastWordRecord) -> None:
-        self._ended(record.rank, record.time_ns)
-
-    def _gap(self, record: rec.GapRecord) -> None:
-        self._lost(record.rank, record.num_lost)
-
-    def _worker_exit(self, record: rec.WorkerExitRecord) -> None:
-        self._ended(record.rank, record.time_ns)
-        if record.signal is not None:
-            self._exit_code[record.rank] = -record.signal
-        elif record.exit_code is not None:
-            self._exit_code[record.rank] = record.exit_code
-
-    def _rank_page(self, record: rec.RankPageRecord) -> None:
-        rank, ints = record.rank, self._ints
-        ints["page_ns"][rank] = record.time_ns
-        ints["pid"][rank] = record.pid
-        ints["heartbeat_ns"][rank] = record.heartbeat_ns
-        self._steps_ended(rank, record.step, record.step_time_ns)
-        if record.num_batches > ints["num_batches"][rank]:
-            ints["num_batches"][rank] = record.num_batches
-            self._moved(rank, record.time_ns)
-        for name in ("input_since_ns", "checkpoint_since_ns", "phase_since_ns"):
-            since = getattr(record, name)
-            if since != ints[name][rank]:
-                ints[name][rank] = since
-                self._moved(rank, since or record.time_ns)
-        if record.phase_since_ns and record.phase:
-            self._phases[rank] = record.phase
-        else:
-            self._phases.pop(rank, None)
-        if record.last_word:
-            self._ended(rank, record.time_ns)
-
-    def _pull(self, record: rec.PullRecord) -> None:
-        if record.is_ok:
-            self._ints["pull_ns"][record.rank] = record.time_ns
-            self._ints["pull_failed_ns"][record.rank] = 0
-        else:
-            self._ints["pull_failed_ns"][record.rank] = record.time_ns
-        self._lost(record.rank, record.num_lost)
-
-    def _collectives(self, pg_name: str, rank: int, entries: list[rec.CollectiveRecord]) -> None:
-        group = self._groups.get(pg_name)
-        if group is None:
-            self._num_dropped["collective of an unknown group"] += len(entries)
-            return
-        group.add(rank, entries)
-
-    def _process(self, record: rec.ProcessRecord) -> None:
-        self._processes[record.rank] = (*self._processes.get(record.rank, ())[-1:], record)
-        if record.state == "-":
-            self._ended(record.rank, record.time_ns)
-
-    def _moved(self, rank: int, time_ns: int) -> None:
-        progress = self._ints["progress_ns"]
-        progress[rank] = max(int(progress[rank]), time_ns)
-
-    def _ended(self, rank: int, time_ns: int) -> None:
-        if not self._is_ended[rank]:
-            self._is_ended[rank] = True
-            self._ints["ended_ns"][rank] = time_ns
-
-    def _lost(self, rank: int, count: int) -> None:
-        if count > 0:
-            self._num_lost[rank] = self._num_lost.get(rank, 0) + count
-
-    def _host(self, source: Source) -> int:
-        key = (source.host, source.boot_id)
-        if key not in self._hosts and len(self._hosts) >= MAX_HOSTS:
-            return -1
-        return self._hosts.setdefault(key, len(self._hosts))

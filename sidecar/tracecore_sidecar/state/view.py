@@ -8,7 +8,7 @@ particular order, and rows older than the window are gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tracecore_sidecar.verdicts import JobInfo
-    from tracecore_train.wire.records import IdentityRecord, ProcessRecord, StackRecord
+    from tracecore_train.wire.records import (
+        ExceptionRecord,
+        IdentityRecord,
+        InputRecord,
+        MemoryRecord,
+        ProcessRecord,
+        RankPageRecord,
+        ScalarRecord,
+        StackRecord,
+    )
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -141,6 +150,16 @@ class JobView:
     """By rank, signals that cannot be had, each as ``signal: reason``."""
     num_lost: Mapping[int, int]
     """By rank, records and ring entries lost so far."""
+    pages: Mapping[int, RankPageRecord] = field(default_factory=dict)
+    """Latest rank page by rank."""
+    exceptions: Mapping[int, ExceptionRecord] = field(default_factory=dict)
+    """By rank, the exception that ended it, else the latest error that torch reported."""
+    inputs: Mapping[int, Mapping[str, InputRecord]] = field(default_factory=dict)
+    """By rank and loader, the latest state of its data loaders."""
+    memory: Mapping[int, Mapping[int, MemoryRecord]] = field(default_factory=dict)
+    """By rank and device, the latest figures of the allocator."""
+    scalars: Mapping[int, Mapping[str, ScalarRecord]] = field(default_factory=dict)
+    """By rank and name, the latest number the user logged."""
 
     @property
     def world_size(self) -> int:
