@@ -26,7 +26,8 @@ from tracecore_train.export.totals import Totals
 from tracecore_train.identity import Identity, start_ticks
 from tracecore_train.recorder.clock import wall_offset_ns
 from tracecore_train.recorder.page import RankPage, Word
-from tracecore_train.wire.otlp import encode_logs, encode_metrics
+from tracecore_train.wire.otlp import encode_logs
+from tracecore_train.wire.otlp_metrics import encode_metrics
 from tracecore_train.wire.records import (
     Batch,
     GroupRecord,

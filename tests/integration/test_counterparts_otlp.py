@@ -25,7 +25,8 @@ from tracecore_train.wire.metrics import (
     HistogramValue,
     MetricPoint,
 )
-from tracecore_train.wire.otlp import encode_logs, encode_metrics
+from tracecore_train.wire.otlp import encode_logs
+from tracecore_train.wire.otlp_metrics import encode_metrics
 from tracecore_train.wire.records import (
     Batch,
     IdentityRecord,

@@ -40,6 +40,9 @@ FORK_WAIT_S = 0.2
 """A fork waits this long for the thread's imports: a child must not inherit their locks."""
 MAX_REASON = 300
 """Characters of the reason a gap gives."""
+MAX_WALL_DRIFT_NS = 100_000
+"""The wall anchor sent moves only when it is off by more: what is said about the source is then
+the same bytes each time. Reading the anchor is no more exact than some microseconds anyway."""
 _HEARTBEAT = int(Word.HEARTBEAT)
 
 
@@ -72,7 +75,8 @@ class ExportWorker:
         """
         self._client = client
         self._rank = rank
-        self._source = source
+        self._make_source = source
+        self._source = source(wall_offset_ns())
         self._recorder = recorder
         self._report = report
         self._interval_s = interval_s
@@ -129,7 +133,8 @@ class ExportWorker:
 
     def _hand_over(self, is_last: bool) -> None:
         # Protobuf takes 31 ms to load: here, never on the training thread.
-        from tracecore_train.wire.otlp import encode_logs, encode_metrics
+        from tracecore_train.wire.otlp import encode_logs
+        from tracecore_train.wire.otlp_metrics import encode_metrics
 
         self._is_imported.set()
         now = time.monotonic()
@@ -143,7 +148,7 @@ class ExportWorker:
         records = [*states, *rows, *gaps, *(self._last_records() if is_last else ())]
         if not records:
             return
-        source = self._source(wall_offset_ns())
+        source = self._anchored_source()
         body = encode_logs(Batch(source=source, records=tuple(records)))
         answer = self._client.post("/v1/logs", body)
         if not answer.is_ok:
@@ -160,6 +165,12 @@ class ExportWorker:
             end_ns = time.time_ns()
             metrics = encode_metrics(source, points, start_ns=self._start_ns, time_ns=end_ns)
             self._client.post("/v1/metrics", metrics)
+
+    def _anchored_source(self) -> Source:
+        offset_ns = wall_offset_ns()
+        if abs(offset_ns - self._source.wall_offset_ns) > MAX_WALL_DRIFT_NS:
+            self._source = self._make_source(offset_ns)
+        return self._source
 
     def _on_failure(self, num_rows: int, answer: Answer) -> None:
         self._num_lost += num_rows

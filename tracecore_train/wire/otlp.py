@@ -1,4 +1,4 @@
-"""Batches of records to OTLP log requests and back, and a rank's metrics to OTLP.
+"""Batches of records to OTLP log requests and back.
 
 A batch is one ``ResourceLogs``: the source is the resource, each table is one log record with
 ``EventName`` ``tracecore.<kind>`` and a key-value body with a value per column: required integer
@@ -15,21 +15,17 @@ import sys
 import uuid
 from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-)
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord
-from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tracecore_train.errors import WireError
 from tracecore_train.wire import attributes as attr
-from tracecore_train.wire.metrics import HistogramValue, Instrument, MetricPoint
 from tracecore_train.wire.records import SCHEMA_VERSION, Batch, Record, Source, SourceKind
 from tracecore_train.wire.tables import MAX_ROWS, Column, Table, columns_of, from_table, to_tables
 
@@ -60,7 +56,7 @@ def encode_logs(batch: Batch) -> bytes:
     """Serialise a batch as an ``ExportLogsServiceRequest``."""
     request = ExportLogsServiceRequest()
     resource_logs = request.resource_logs.add()
-    resource_logs.resource.CopyFrom(_resource(batch.source))
+    resource_logs.resource.CopyFrom(resource_of(batch.source))
     scope_logs = resource_logs.scope_logs.add()
     scope_logs.scope.name = SCOPE_NAME
     for table in to_tables(batch.records):
@@ -121,58 +117,15 @@ def decode_log_request(request: ExportLogsServiceRequest) -> DecodedLogs:
     return DecodedLogs(tuple(batches), num_foreign, num_rejected, reason)
 
 
-def encode_metrics(
-    source: Source, points: Iterable[MetricPoint], *, start_ns: int, time_ns: int
-) -> bytes:
-    """Serialise metric points as an ``ExportMetricsServiceRequest``.
-
-    ``start_ns`` and ``time_ns`` are wall-clock nanoseconds since the epoch.
-    """
-    request = ExportMetricsServiceRequest()
-    resource_metrics = request.resource_metrics.add()
-    resource_metrics.resource.CopyFrom(_resource(source))
-    scope_metrics = resource_metrics.scope_metrics.add()
-    scope_metrics.scope.name = SCOPE_NAME
-    for point in points:
-        metric = scope_metrics.metrics.add(
-            name=point.metric.name,
-            unit=point.metric.unit,
-            description=point.metric.description,
-        )
-        target: metrics_pb2.HistogramDataPoint | metrics_pb2.NumberDataPoint
-        if isinstance(point.value, HistogramValue):
-            metric.histogram.aggregation_temporality = (
-                metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
-            )
-            target = metric.histogram.data_points.add(
-                count=point.value.count,
-                sum=point.value.sum,
-                bucket_counts=point.value.bucket_counts,
-                explicit_bounds=point.metric.bounds,
-            )
-        elif point.metric.instrument is Instrument.SUM:
-            metric.sum.aggregation_temporality = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
-            metric.sum.is_monotonic = True
-            target = metric.sum.data_points.add()
-            if isinstance(point.value, int):
-                target.as_int = point.value
-            else:
-                target.as_double = point.value
-        else:
-            raise WireError(f"{point.metric.name} needs a HistogramValue, not {point.value!r}")
-        target.start_time_unix_nano = start_ns
-        target.time_unix_nano = time_ns
-        target.attributes.extend(_key_values(point.attributes))
-    return request.SerializeToString()
-
-
 def service_instance_id(source: Source) -> str:
     """Give the stable ``service.instance.id`` of a source."""
     place = source.host if source.rank is None else source.rank
     return str(uuid.uuid5(_SERVICE_NAMESPACE, f"{source.job_id}/{source.kind.value}/{place}"))
 
 
-def _resource(source: Source) -> Resource:
+@lru_cache(maxsize=16)
+def resource_of(source: Source) -> Resource:
+    """Give a source as an OTLP resource. Shared between calls: copy it, do not change it."""
     values: dict[str, str | int | None] = {
         attr.SERVICE_NAME: SCOPE_NAME,
         attr.SERVICE_INSTANCE_ID: service_instance_id(source),
@@ -189,10 +142,11 @@ def _resource(source: Source) -> Resource:
         attr.NODE_RANK: source.node_rank,
         attr.WORLD_SIZE: source.world_size,
     }
-    return Resource(attributes=_key_values({k: v for k, v in values.items() if v is not None}))
+    return Resource(attributes=key_values({k: v for k, v in values.items() if v is not None}))
 
 
-def _key_values(values: Mapping[str, str | int]) -> list[KeyValue]:
+def key_values(values: Mapping[str, str | int]) -> list[KeyValue]:
+    """Give attributes as OTLP key-value pairs."""
     return [
         KeyValue(
             key=key,
@@ -251,7 +205,7 @@ def _log_record(table: Table, wall_offset_ns: int) -> LogRecord:
         event_name=attr.EVENT_PREFIX + table.kind.value,
         severity_number=SEVERITY_NUMBER_INFO,
         time_unix_nano=max(0, table.columns["time_ns"][-1] + wall_offset_ns),
-        attributes=_key_values({attr.NUM_ROWS: table.num_rows}),
+        attributes=key_values({attr.NUM_ROWS: table.num_rows}),
     )
     body = log.body.kvlist_value
     for column in columns_of(table.kind):

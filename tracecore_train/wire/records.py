@@ -435,6 +435,8 @@ class PullRecord:
     """Entries newer than the previous pull, or unfinished then and finished now."""
     num_lost: int
     """Entries the ring overwrote between two pulls."""
+    is_active_only: bool = False
+    """Finished entries were left out: absence alone does not tell finished from never entered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,6 +460,14 @@ class CollectiveRecord:
     """When completion was discovered; 0 where the backend does not say (always on gloo)."""
     is_retired: bool
     """The operation left the recorder's pending set: it finished, failed or timed out."""
+    is_p2p: bool = False
+    """A send or recv: ordered per pair and direction, not by ``collective_seq_id``."""
+    p2p_seq_id: int = 0
+    op_id: int = 0
+    """Ordinal among all operations of the group, send/recv included; 0: not told."""
+    output_sizes: str = ""
+    is_started: bool = False
+    """It was seen to run on the device; the recorder tells only where timing is on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from tests.support.intake import PROTOBUF, Answer, Intake, batch_of
 from tracecore_sidecar.intake.senders import BURST_BYTES, BYTES_PER_S, MAX_SENDERS, TokenBuckets
 from tracecore_train.wire.metrics import STEPS, MetricPoint
-from tracecore_train.wire.otlp import encode_logs, encode_metrics
+from tracecore_train.wire.otlp import encode_logs
+from tracecore_train.wire.otlp_metrics import encode_metrics
 
 
 def metrics(num_points: int = 1, **attributes: str | int) -> bytes:
