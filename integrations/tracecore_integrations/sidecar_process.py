@@ -107,6 +107,8 @@ class SidecarProcess:
         """Ask it to finish, wait for its summary, and kill it when late or when hurried."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+            # One that somebody stopped would keep us waiting for a summary it cannot write.
+            self._process.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and not is_hurried():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,7 +126,13 @@ class SidecarProcess:
 
 
 def start_sidecar(
-    directory: Path, *, job_id: str, output: Path, node_rank: int, display: str
+    directory: Path,
+    *,
+    job_id: str,
+    output: Path,
+    node_rank: int,
+    display: str,
+    on_hang: str | None = None,
 ) -> SidecarProcess:
     """Start the sidecar in a session of its own, so that Ctrl-C does not reach it.
 
@@ -138,6 +146,7 @@ def start_sidecar(
         *("--node-rank", str(node_rank)),
         *("--parent-pid", str(os.getpid())),
         *("--display", display),
+        *(() if on_hang is None else ("--on-hang", on_hang)),
     ]
     process = subprocess.Popen(
         command,

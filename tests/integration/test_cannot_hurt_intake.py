@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.ranks import JOB_ID
 from tests.support.real_sidecar import RealSidecar
+from tracecore_sidecar.intake.senders import HEAD_TIMEOUT_S
 from tracecore_train.export.otlp_http import OtlpHttpClient
 from tracecore_train.wire.otlp import encode_logs
 from tracecore_train.wire.records import Batch, Source, SourceKind, StepRecord
@@ -167,3 +168,29 @@ def test_dripping_requests_hold_up_nobody(sidecar: RealSidecar) -> None:
         assert time.monotonic() - began < 10
     steps = sorted(record.step for record in sidecar.records() if isinstance(record, StepRecord))
     assert steps == list(range(5))
+
+
+def test_a_second_request_that_never_gets_done_loses_its_connection(sidecar: RealSidecar) -> None:
+    """A keep-alive connection that stops within a later head is closed; one that waits between
+    two requests is not.
+    """
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as patient:
+        for connection in (stuck, patient):
+            connection.settimeout(3 * HEAD_TIMEOUT_S)
+            connection.connect(str(sidecar.socket_path))
+            connection.sendall(get)
+            assert _read_until(connection, b"alive\n").startswith(b"HTTP/1.1 200")
+        stuck.sendall(get[:20])
+        assert stuck.recv(4096) == b""
+        patient.sendall(get)
+        assert _read_until(patient, b"alive\n").startswith(b"HTTP/1.1 200")
+
+
+def _read_until(connection: socket.socket, end: bytes) -> bytes:
+    answer = b""
+    while not answer.endswith(end):
+        more = connection.recv(4096)
+        assert more, f"closed after {answer!r}"
+        answer += more
+    return answer

@@ -69,9 +69,9 @@ def send_with_sdk(url: str, *, rank: int) -> None:
     loggers.shutdown()
 
 
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
+def certificate(tmp_path: Path, name: str = "cert") -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that nobody else signed, and its key."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert, key = tmp_path / f"{name}.pem", tmp_path / f"{name}-key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
@@ -122,6 +122,48 @@ def test_an_upstream_with_another_certificate_gets_nothing(
     ):
         send_with_sdk(url, rank=0)
         wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in running.errors)
+        assert running.end() == 0
+        assert upstream.received == []
+    assert running.summary["forward"]["logs"]["waiting_bytes"] > 0
+
+
+def test_an_upstream_that_asks_for_a_client_certificate_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CLIENT_CERTIFICATE and CLIENT_KEY mutual TLS works."""
+    cert, key = certificate(tmp_path)
+    client_cert, client_key = certificate(tmp_path, "client")
+    with (
+        UpstreamServer(certificate=(cert, key), client_certificate=client_cert) as upstream,
+        sidecar(
+            tmp_path,
+            monkeypatch,
+            ENDPOINT=upstream.url,
+            CERTIFICATE=str(cert),
+            CLIENT_CERTIFICATE=str(client_cert),
+            CLIENT_KEY=str(client_key),
+        ) as (running, url),
+    ):
+        send_with_sdk(url, rank=1)
+        wait_until(lambda: len({r.path for r in upstream.received}) == 3)
+        assert running.end() == 0
+
+
+def test_an_upstream_that_asks_for_a_client_certificate_gets_nothing_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar without a certificate of its own is turned away, and the data kept."""
+    cert, key = certificate(tmp_path)
+    client_cert, _ = certificate(tmp_path, "client")
+    with (
+        UpstreamServer(certificate=(cert, key), client_certificate=client_cert) as upstream,
+        sidecar(tmp_path, monkeypatch, ENDPOINT=upstream.url, CERTIFICATE=str(cert)) as (
+            running,
+            url,
+        ),
+    ):
+        send_with_sdk(url, rank=1)
+        wait_until(lambda: "forward" in running.errors)
         assert running.end() == 0
         assert upstream.received == []
     assert running.summary["forward"]["logs"]["waiting_bytes"] > 0

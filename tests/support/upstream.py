@@ -42,8 +42,13 @@ class Received:
 class UpstreamServer:
     """Serves on loopback in threads; ``answers`` are given in turn, then 200 for ever."""
 
-    def __init__(self, *answers: Told, certificate: tuple[Path, Path] | None = None) -> None:
-        """``certificate`` is a PEM file and its key: TLS."""
+    def __init__(
+        self,
+        *answers: Told,
+        certificate: tuple[Path, Path] | None = None,
+        client_certificate: Path | None = None,
+    ) -> None:
+        """``certificate`` is a PEM file and its key: TLS. Clients then need the other one."""
         self.answers = list(answers)
         self.received: list[Received] = []
         upstream = self
@@ -74,6 +79,9 @@ class UpstreamServer:
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
+            if client_certificate is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(client_certificate)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]
         scheme = "http" if certificate is None else "https"

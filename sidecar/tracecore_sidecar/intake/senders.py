@@ -24,7 +24,7 @@ BURST_BYTES = 64 << 20
 MAX_SENDERS = 1024
 """Buckets kept; beyond, the one unused for longest is forgotten."""
 HEAD_TIMEOUT_S = 10.0
-"""From a connection's start to the end of its first request's head."""
+"""From a connection's start, or from the first bytes of a later request, to the end of its head."""
 LOCAL_PREFIX = "pid:"
 _UCRED = struct.Struct("3i")
 
@@ -63,8 +63,8 @@ def is_local(sender: str) -> bool:
 class SenderProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # h11's or httptools'
     """uvicorn's HTTP protocol that names the process at the other end of a unix socket.
 
-    A connection that does not get to its first request is closed: an idle one must not take
-    the place of a rank's.
+    A connection that does not get to its first request, or does not finish the head of a later
+    one, is closed: an idle one must not take the place of a rank's.
     """
 
     client: tuple[str, int] | None
@@ -74,10 +74,21 @@ class SenderProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # h11
         super().connection_made(transport)
         if self.client is None:
             self.client = (f"{LOCAL_PREFIX}{_peer_pid(transport)}", 0)
-        self.loop.call_later(HEAD_TIMEOUT_S, self._close_if_idle)
+        self._limit_head()
 
-    def _close_if_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        """Take what came; usually a whole head, so that no timer is needed."""
+        last = self.cycle
+        is_new_request = last is not None and last.response_complete
+        super().data_received(data)
+        if is_new_request and self.cycle is last:
+            self._limit_head()
+
+    def _limit_head(self) -> None:
+        self.loop.call_later(HEAD_TIMEOUT_S, self._close_if_still_at, self.cycle)
+
+    def _close_if_still_at(self, last: object) -> None:
+        if self.cycle is last and not self.transport.is_closing():
             self.transport.abort()
 
 
