@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LISTEN_BACKLOG = 128
+DATE_INTERVAL_S = 1.0
+"""How often the Date header of answers is renewed."""
 STOP_TIMEOUT_S = 2.0
 """How long requests under way may take after the doors closed."""
 
@@ -46,7 +48,7 @@ class Doors:
             for listener in self._listeners:
                 listener.close()
             raise
-        self._servers: list[uvicorn.Server] = []
+        self._servers: list[_Server] = []
         self._serving: list[asyncio.Task[None]] = []
 
     def open(self, app: Any) -> None:
@@ -64,7 +66,7 @@ class Doors:
     async def close(self) -> None:
         """Take no more, let requests under way end, and remove the unix socket."""
         for server in self._servers:
-            server.should_exit = True
+            server.end()
         if self._serving:
             await asyncio.wait(self._serving, timeout=STOP_TIMEOUT_S)
         runtime.sidecar_socket(self._job_dir).unlink(missing_ok=True)
@@ -114,14 +116,30 @@ def listen(job_dir: Path) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the daemon owns the signals."""
+    """uvicorn without its signal handlers, which are the daemon's, and without its 10 Hz look
+    for an exit, which was a tenth of an idle sidecar's cost.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_over = asyncio.Event()
+
+    def end(self) -> None:
+        """Take no more connections."""
+        self.should_exit = True
+        self._is_over.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # refreshes the Date header
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), DATE_INTERVAL_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _server(app: Any) -> uvicorn.Server:
+def _server(app: Any) -> _Server:
     config = uvicorn.Config(
         app,
         log_level="error",
