@@ -21,12 +21,24 @@ if TYPE_CHECKING:
 DEFAULT_HOOKS = (
     "optimizer",
     "dataloader",
+    "backward",
+    "device_time",
     "checkpoint",
+    "memory",
+    "gc",
     "process_groups",
     "worker_server",
+    "failure",
+    "ptracer",
 )
 """Hooks installed unless the user says otherwise."""
-OPTIONAL_HOOKS: tuple[str, ...] = ()
+OPTIONAL_HOOKS: tuple[str, ...] = (
+    "sigterm",
+    "collective_timing",
+    "point_to_point",
+    "exact_collectives",
+    "memory_peaks",
+)
 """Hooks installed only where the user names them: they cost more, or change something."""
 HOOK_NAMES = DEFAULT_HOOKS + OPTIONAL_HOOKS
 """Names accepted by the ``hooks`` setting; ``tracecore_train.hooks.HOOKS`` lists the same."""
@@ -37,6 +49,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "TRACECORE_JOB_ID": "name of the job; the same on every node",
     "TRACECORE_RUNTIME_DIR": "directory for sockets and rank pages",
     "TRACECORE_LISTEN": "loopback address on which the sidecar takes OTLP, e.g. 127.0.0.1:4318",
+    "TRACECORE_NCCL_PULL": "whether the sidecar may read the flight recorder of legacy NCCL: "
+    "never (default), or on-suspicion",
+    "TRACECORE_ON_HANG": "what follows a hang: report, dump, abort, or a command line",
     "TRACECORE_FLUSH_INTERVAL": "seconds between two hand-overs to the sidecar, 0.1 to 60",
     "TRACECORE_HOOKS": "hooks to install, comma separated; -NAME leaves one out, +NAME adds one: "
     + ", ".join(HOOK_NAMES),

@@ -28,7 +28,7 @@ else:
 
 
 class TraceCoreCallback(Callback):
-    """Names validation, sanity check, epoch, checkpoint, test and predict; numbers the steps."""
+    """Names validation, epoch, checkpoint and the like; numbers steps; times batch transfers."""
 
     def __new__(cls, **settings: object) -> TraceCoreCallback:
         """Derive from the ``Callback`` of the Lightning in use; ``ImportError`` without one."""
@@ -45,11 +45,11 @@ class TraceCoreCallback(Callback):
         self._guard = Guard("Lightning callback")
         self._is_active = False
         self._phases: list[tuple[str, tracecore_train.phase]] = []
-        self._save_patch: Patch | None = None
+        self._patches: list[Patch] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as a callback that is not in use yet."""
-        state = {**vars(self), "_is_active": False, "_phases": [], "_save_patch": None}
+        state = {**vars(self), "_is_active": False, "_phases": [], "_patches": []}
         return _remake, (getattr(type(self), "_template", type(self)),), state
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -59,8 +59,7 @@ class TraceCoreCallback(Callback):
                 self._let_go()
                 self._is_active = tracecore_train.init(**self._settings).is_active
                 if self._is_active:
-                    self._save_patch = Patch(trainer, "save_checkpoint", self._wrap_save)
-                    self._save_patch.install()
+                    self._install(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """End what is open; recording goes on until the process ends."""
@@ -145,9 +144,24 @@ class TraceCoreCallback(Callback):
     def _let_go(self) -> None:
         while self._phases:
             self._end_innermost()
-        if self._save_patch is not None:
-            self._save_patch.uninstall()
-            self._save_patch = None
+        while self._patches:
+            self._patches.pop().uninstall()
+
+    def _install(self, trainer: Any) -> None:
+        self._patches = [Patch(trainer, "save_checkpoint", self._wrap_save)]
+        # On a CPU there is nothing to copy, and a phase for every batch would cost for nothing.
+        if getattr(getattr(trainer.strategy, "root_device", None), "type", "cpu") != "cpu":
+            self._patches.append(Patch(trainer.strategy, "batch_to_device", self._wrap_transfer))
+        for patch in self._patches:
+            patch.install()
+
+    def _wrap_transfer(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def batch_to_device(*args: Any, **kwargs: Any) -> Any:
+            with tracecore_train.phase("transfer"):
+                return original(*args, **kwargs)
+
+        return batch_to_device
 
     def _wrap_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

@@ -23,9 +23,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 import tracecore_train
 from tests.benchmarks.measure import Row, row
 from tracecore_train.guard import Guard
+from tracecore_train.hooks.backward import BackwardHook
 from tracecore_train.hooks.context import HookContext
 from tracecore_train.hooks.dataloader import DataLoaderHook
 from tracecore_train.hooks.optimizer import OptimizerHook
+from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.page import RankPage
 from tracecore_train.recorder.recorder import Recorder
 
@@ -33,11 +35,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from tracecore_train.hooks import Hook
+
 GROUP = "training thread"
 NUM_CALLS = 1_000
-STEP_BUDGET_US = 2.0
+STEP_BUDGET_US = 3.0
 BATCH_BUDGET_US = 1.0
 NUM_COLLECTIVES = 200
+_LEAF = torch.ones(1, requires_grad=True)
+_GRADIENT = torch.ones(1)
 
 
 class _Still(_BaseDataLoaderIter):
@@ -55,7 +61,7 @@ class _Still(_BaseDataLoaderIter):
 
 
 def measure(is_quick: bool) -> list[Row]:
-    """Measure step boundary, batch, explicit step, and what runs per collective."""
+    """Measure a step with its backward, a batch, an explicit step, and collectives."""
     num_pairs = 60 if is_quick else 300
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -66,12 +72,11 @@ def measure(is_quick: bool) -> list[Row]:
         recorder = Recorder(page, rank=0)
         recorder.claim_training_thread()
         rows = [
-            *_pairs(
-                "step boundary", OptimizerHook, optimizer.step, recorder, num_pairs, STEP_BUDGET_US
-            ),
+            *_step_pairs(optimizer, recorder, num_pairs),
+            *_pairs("of that, optimizer", (OptimizerHook,), optimizer.step, recorder, num_pairs),
             *_pairs(
                 "next(dataloader)",
-                DataLoaderHook,
+                (DataLoaderHook,),
                 functools.partial(next, _Still()),
                 recorder,
                 num_pairs,
@@ -89,26 +94,50 @@ def measure(is_quick: bool) -> list[Row]:
         return [*rows, _per_collective(directory)]
 
 
+def _step_pairs(optimizer: torch.optim.Optimizer, recorder: Recorder, num_pairs: int) -> list[Row]:
+    """Measure backward and optimizer together: our instructions, and those with cold caches.
+
+    The budgeted row lets the engine do nothing, so that what is measured is our code. Behind a
+    real engine, which fills the caches, the same code is slower, as any code there is.
+    """
+
+    def step() -> None:
+        torch.autograd.backward(_LEAF, _GRADIENT)
+        optimizer.step()
+
+    hooks = (OptimizerHook, BackwardHook)
+    patch = Patch(torch.autograd, "_engine_run_backward", lambda _: lambda *args, **kwargs: None)
+    patch.install()
+    try:
+        rows = _pairs("step boundary", hooks, step, recorder, num_pairs, STEP_BUDGET_US)
+    finally:
+        patch.uninstall()
+    return rows + _pairs("step behind a real engine", hooks, step, recorder, num_pairs)
+
+
 def _pairs(
     what: str,
-    hook_class: type[DataLoaderHook] | type[OptimizerHook],
+    hook_classes: tuple[type[Hook], ...],
     call: Callable[[], object],
     recorder: Recorder,
     num_pairs: int,
-    budget: float,
+    budget: float | None = None,
 ) -> list[Row]:
     def off() -> float:
         return _block(call, recorder)
 
     def on() -> float:
         guard = Guard("benchmark")
-        hook = hook_class(HookContext(recorder=recorder, rank=0, socket_path=None), guard)
-        hook.install()
+        context = HookContext(recorder=recorder, rank=0, socket_path=None)
+        hooks = [hook_class(context, guard) for hook_class in hook_classes]
+        for hook in hooks:
+            hook.install()
         try:
             return _block(call, recorder)
         finally:
             guard.close()
-            hook.uninstall()
+            for hook in hooks:
+                hook.uninstall()
 
     differences, noise = [], []
     for index in range(num_pairs):

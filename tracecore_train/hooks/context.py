@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tracecore_train.recorder.recorder import Recorder
@@ -19,3 +20,5 @@ class HookContext:
     rank: int
     socket_path: Path | None
     """Where the worker server may listen; None: nowhere."""
+    sidecar: Callable[[], tuple[int, int] | None] = lambda: None
+    """Gives pid and user of the process that takes our records; None: not connected."""

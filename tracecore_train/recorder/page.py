@@ -184,6 +184,7 @@ def parse_page(raw: bytes, now_ns: int) -> RankPageRecord:
         oom=_read_text(raw, Text.OOM),
         exception_ns=words[Word.EXCEPTION_TIME],
         exception=_read_text(raw, Text.EXCEPTION),
+        start_ticks=words[Word.START_TICKS],
     )
 
 

@@ -1,10 +1,10 @@
 """What hooks write to: a ring per thread, and the running sums of the current step.
 
 A row is a tuple ``(kind, time_ns, values...)`` in the field order of its record type, without
-the rank; fields at the end that have a default may be left out. :meth:`Recorder.drain` makes
-records of rows, in the export thread. Steps, input wait and checkpoint time are summed for one
-thread, the one that trains: the main thread as soon as it takes a batch or ends a step, until
-then the first thread that does.
+the rank; fields at the end that have a default may be left out. The row of a step is shorter: it
+holds the list of its sums as it is. :meth:`Recorder.drain` makes records of rows, in the export
+thread. Steps and their parts are summed for one thread, the one that trains: the main thread as
+soon as it takes a batch or ends a step, until then the first thread that does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.recorder.page import Word
+from tracecore_train.recorder.parts import StepParts, Sum
 from tracecore_train.recorder.ring import Ring
 from tracecore_train.wire.records import (
     RECORD_TYPES,
@@ -33,6 +34,8 @@ from tracecore_train.wire.records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracecore_train.recorder.page import RankPage
 
 RING_CAPACITY = 4_096
@@ -42,14 +45,16 @@ MAX_RINGS = 64
 MAX_DRAIN = 20_000
 """Rows handed over at once, so that one request stays below a few MiB."""
 
-_STEP, _STEP_TIME, _NUM_BATCHES = int(Word.STEP), int(Word.STEP_TIME), int(Word.NUM_BATCHES)
-_INPUT_SINCE = int(Word.INPUT_SINCE)
+TRANSFER = "transfer"
+"""Phase by which a user says that batches are copied to the device: a part of the step."""
+FORWARD = "forward"
+"""Phase that is no pause: it names what is inferred anyway."""
+_STEP, _STEP_TIME = int(Word.STEP), int(Word.STEP_TIME)
 _STEP_KIND = RecordKind.STEP
 _FIRST = StepFlag.FIRST
 _FIELDS = {
     cls.kind: tuple(f.name for f in fields(cls) if f.name != "rank")
     for cls in (
-        StepRecord,
         PhaseRecord,
         GcRecord,
         DeviceTimeRecord,
@@ -78,8 +83,14 @@ class Recorder:
         self.training_thread = 0
         """Identifier of the thread whose batches and steps count; 0: not known yet."""
         self.num_steps = 0
-        self.is_in_input = False
-        """Whether the training thread is inside ``next(dataloader)``."""
+        self.parts = StepParts()
+        """What the step that runs consists of so far; hooks of the training thread add to it."""
+        self.on_step: Callable[[int, int], None] | None = None
+        """Called with its number and its duration (0: unknown) when a step ended."""
+        self.on_phase: Callable[[str], None] | None = None
+        """Called with its name when a named phase of the training thread ended."""
+        self.is_transfer_seen = False
+        """Whether anybody ever named a transfer of batches to the device."""
         self.is_explicit = False
         """Whether the user calls ``step()``; hooks then end no steps."""
         self.phase = ("", 0)
@@ -92,12 +103,8 @@ class Recorder:
         self._num_refused = 0
         self._num_dropped_before = 0
         self._step_end_ns = 0
-        self._total_batches = 0
-        self._input_ns = 0
-        self._num_batches = 0
-        self._checkpoint_ns = 0
-        self._global_step: int | None = None
-        self._num_microbatches: int | None = None
+        self._microbatches: tuple[int | None, int] | None = None
+        """Number the framework gives the step, and how many microbatches it began in it."""
 
     def append(self, row: tuple[object, ...]) -> None:
         """Store a row in this thread's ring."""
@@ -120,63 +127,61 @@ class Recorder:
             return True
         return False
 
-    def enter_input(self) -> int:
-        """Note that the training thread asks for a batch; give the time."""
-        self.is_in_input = True
-        began = now_ns()
-        self.page.words[_INPUT_SINCE] = began
-        return began
-
-    def leave_input(self, began: int, num_batches: int) -> None:
-        """Note that it came back, with a batch (1) or without one (0)."""
-        words = self.page.words
-        words[_INPUT_SINCE] = 0
-        self.is_in_input = False
-        self._input_ns += now_ns() - began
-        if num_batches:
-            self._num_batches += 1
-            self._total_batches += 1
-            words[_NUM_BATCHES] = self._total_batches
-
     def add_checkpoint(self, duration_ns: int) -> None:
-        """Add time the training thread spent inside a checkpoint call."""
-        self._checkpoint_ns += duration_ns
+        """Add a checkpoint call of the training thread that ends now."""
+        self.parts.sums[Sum.CHECKPOINT] += duration_ns
+        now = now_ns()
+        self.parts.leave_out(now - duration_ns, now)
+
+    def add_phase(self, name: str, began: int, now: int) -> None:
+        """Add a named phase of the training thread that ends now."""
+        if name == TRANSFER:
+            self.is_transfer_seen = True
+            self.parts.sums[Sum.TRANSFER] += now - began
+        if name != FORWARD:
+            self.parts.leave_out(began, now)
+        if self.on_phase is not None:
+            self.on_phase(name)
+
+    def add_gc(self, duration_ns: int) -> None:
+        """Add time the garbage collector took on the training thread.
+
+        The hook that does so sets ``parts.is_gc_timed`` while it works.
+        """
+        self.parts.sums[Sum.GC] += duration_ns
 
     def begin_microbatch(self, global_step: int | None) -> None:
         """Note a microbatch of the current step, and the number the framework gives the step."""
-        self._global_step = global_step
-        self._num_microbatches = (self._num_microbatches or 0) + 1
+        num_before = self._microbatches[1] if self._microbatches is not None else 0
+        self._microbatches = (global_step, num_before + 1)
 
-    def end_step(self, flags: int) -> None:
-        """Close the current step and begin the next."""
-        now = now_ns()
+    def end_step(self, flags: int, now: int = 0) -> None:
+        """Close the current step at ``now`` (0: this moment) and begin the next."""
+        now = now or now_ns()
         number = self.num_steps
         if self._step_end_ns:
             duration = now - self._step_end_ns
         else:
             duration = 0
             flags |= _FIRST
-        self.append(
-            (
-                _STEP_KIND,
-                now,
-                number,
-                duration,
-                self._input_ns,
-                self._num_batches,
-                self._checkpoint_ns,
-                flags,
-                self._global_step,
-                self._num_microbatches,
-            )
-        )
+        parts = self.parts
+        if parts.backward_since or parts.optimizer_since:
+            parts.split(now)
+        row = (_STEP_KIND, now, number, duration, flags, self._microbatches, parts.sums)
+        parts.sums = [0, 0, 0, 0, 0, 0, 0, 0, 0]
+        parts.forward_since = now
+        try:
+            self._local.owner.ring.append(row)
+        except AttributeError:
+            self.append(row)
         self._step_end_ns = now
         self.num_steps = number + 1
-        self._input_ns = self._num_batches = self._checkpoint_ns = 0
-        self._global_step = self._num_microbatches = None
+        self._microbatches = None
         words = self.page.words
         words[_STEP_TIME] = now
         words[_STEP] = number + 1
+        if self.on_step is not None:
+            self.on_step(number, duration)
 
     def end_explicit_step(self) -> None:
         """End a step because the user says so; from the first time on, nobody else does.
@@ -218,6 +223,29 @@ class Recorder:
 
     def _record(self, row: tuple[object, ...]) -> Record:
         kind = cast("RecordKind", row[0])
+        if kind is _STEP_KIND:
+            return self._step_record(*cast("Any", row[1:]))
         make = cast("Any", RECORD_TYPES[kind])
         values = dict(zip(_FIELDS[kind], row[1:], strict=False))
         return cast("Record", make(rank=self._rank, **values))
+
+    def _step_record(
+        self,
+        time_ns: int,
+        step: int,
+        duration_ns: int,
+        flags: int,
+        microbatches: tuple[int | None, int] | None,
+        sums: list[int],
+    ) -> StepRecord:
+        global_step, num_microbatches = microbatches or (None, None)
+        return StepRecord(
+            time_ns=time_ns,
+            rank=self._rank,
+            step=step,
+            duration_ns=duration_ns,
+            flags=flags,
+            global_step=global_step,
+            num_microbatches=num_microbatches,
+            **self.parts.values(sums),
+        )

@@ -50,6 +50,7 @@ class RecordKind(str, Enum):
     RANK_PAGE = "rank_page"
     PULL = "pull"
     COLLECTIVE = "collective"
+    COLLECTIVE_TOTALS = "collective_totals"
     STACK = "stack"
     PROCESS = "process"
 
@@ -127,6 +128,8 @@ class GroupRecord:
     """How often a group of this name was made before in this process (destroyed since)."""
     is_destroyed: bool = False
     """The group is gone: its counters stand still and that means nothing."""
+    made_ns: int = 0
+    """When its making began in this process; 0: not seen, it was made before we looked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +339,10 @@ class LastWordRecord:
     word: str
 
 
+REFUSERS = frozenset({"log()", "expect()"})
+"""Functions that refuse a user's bad argument and report it as a gap: no record was lost."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapRecord:
     """Records that were lost, counted."""
@@ -344,7 +351,8 @@ class GapRecord:
     time_ns: int
     rank: int
     where: str
-    """``ring`` (the rank's buffer was full), ``export`` (not delivered) or a hook's name."""
+    """``ring`` (the rank's buffer was full), ``export`` (not delivered), a hook's name, or one of
+    :data:`REFUSERS`."""
     num_lost: int
     reason: str
 
@@ -419,6 +427,8 @@ class RankPageRecord:
     """When an exception ended the main thread; 0: none did."""
     exception: str = ""
     """Its type, message and frame."""
+    start_ticks: int = 0
+    """Process start time as in ``IdentityRecord``; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -437,6 +447,11 @@ class PullRecord:
     """Entries the ring overwrote between two pulls."""
     is_active_only: bool = False
     """Finished entries were left out: absence alone does not tell finished from never entered."""
+    is_whole: bool = True
+    """Every recorder that may be read was read; False: what the others hold is as old as before,
+    and ``reason`` says why."""
+    is_truncated: bool = False
+    """The ring had overwritten entries that nobody had read before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,6 +483,35 @@ class CollectiveRecord:
     output_sizes: str = ""
     is_started: bool = False
     """It was seen to run on the device; the recorder tells only where timing is on."""
+    started_ns: int = 0
+    """When torch's watchdog found it running (converted like ``created_ns``); 0: not told."""
+    duration_ns: int = NOT_MEASURED
+    """Time on the device; the recorder tells only where timing is on."""
+    output_dtypes: str = ""
+    backend: str = ""
+    """Which of a group's backends did it, where the recorder tells: each counts its own."""
+    tag: int = NOT_MEASURED
+    """Tag of a send or recv, where the calls themselves are recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveTotalsRecord:
+    """Collectives of one kind as they were issued in one group; sums since the rank looked."""
+
+    kind: ClassVar[RecordKind] = RecordKind.COLLECTIVE_TOTALS
+    time_ns: int
+    rank: int
+    pg_name: str
+    op: str
+    """For example ``all_reduce``."""
+    num_issued: int
+    issue_ns: int
+    """Time inside the issuing call; for a synchronous call on gloo that is the whole of it."""
+    longest_issue_ns: int
+    last_issue_ns: int
+    """When the last one was issued."""
+    num_inside: int = 0
+    """Calls that had begun and not returned at ``time_ns``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,6 +547,31 @@ class ProcessRecord:
     """User and system time used so far."""
     rss_bytes: int
     wchan: str
+    num_threads: int = NOT_MEASURED
+    num_major_faults: int = NOT_MEASURED
+    """Page faults that had to wait for a disk, so far; all threads."""
+    main_cpu_ns: int = NOT_MEASURED
+    """Time the main thread was on a processor, so far."""
+    main_wait_ns: int = NOT_MEASURED
+    """Time it was ready to run and waited for a processor (run queue), so far."""
+    num_voluntary_switches: int = NOT_MEASURED
+    """Times the main thread gave its processor up, so far."""
+    num_involuntary_switches: int = NOT_MEASURED
+    """Times it was taken off its processor while it could have gone on, so far."""
+    anon_bytes: int = NOT_MEASURED
+    """Resident memory that no file backs: what the host cannot drop."""
+    shmem_bytes: int = NOT_MEASURED
+    """Resident shared memory (``/dev/shm``, shared anonymous mappings)."""
+    pss_bytes: int = NOT_MEASURED
+    """Resident memory with shared pages divided among who shares them, as of ``pss_time_ns``."""
+    pss_time_ns: int = 0
+    """When it was read, now and then; 0: never."""
+    num_children: int = NOT_MEASURED
+    """Processes its main thread started and that are there: loader workers."""
+    children_rss_bytes: int = NOT_MEASURED
+    """Their resident memory, summed; pages they share with the rank count in each."""
+    child_states: str = ""
+    """Their states, one letter each, by age; the first 64."""
 
 
 Record: TypeAlias = (
@@ -525,6 +594,7 @@ Record: TypeAlias = (
     | RankPageRecord
     | PullRecord
     | CollectiveRecord
+    | CollectiveTotalsRecord
     | StackRecord
     | ProcessRecord
 )
@@ -551,6 +621,7 @@ RECORD_TYPES: dict[RecordKind, type[Record]] = {
         RankPageRecord,
         PullRecord,
         CollectiveRecord,
+        CollectiveTotalsRecord,
         StackRecord,
         ProcessRecord,
     )

@@ -7,6 +7,7 @@ import importlib
 import pickle
 import subprocess
 import sys
+import types
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tracecore_integrations.lightning import TraceCoreCallback
 from tracecore_train import guard, runtime
 from tracecore_train.errors import ConfigError
 from tracecore_train.recorder.page import read_page
-from tracecore_train.wire.records import PhaseRecord, StepRecord
+from tracecore_train.wire.records import NOT_MEASURED, PhaseRecord, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -257,3 +258,27 @@ def test_importing_the_callback_imports_no_lightning() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_transfers_to_a_device_are_told_and_the_patch_leaves(sidecar: FakeSidecar) -> None:
+    """On a device each copy of a batch is transfer time of its step; on a CPU nothing is timed."""
+
+    def batch_to_device(batch: int) -> int:
+        return batch + 1
+
+    for device in ("cuda", "cpu"):
+        callback = TraceCoreCallback()
+        strategy = types.SimpleNamespace(
+            root_device=types.SimpleNamespace(type=device), batch_to_device=batch_to_device
+        )
+        trainer: Any = types.SimpleNamespace(save_checkpoint=len, strategy=strategy)
+        callback.setup(trainer, None, "fit")
+        assert strategy.batch_to_device(1) == 2
+        tracecore_train.step()
+        callback.teardown(trainer, None, "fit")
+        assert strategy.batch_to_device is batch_to_device
+        assert trainer.save_checkpoint is len
+    tracecore_train.shutdown()
+    copied, plain = sorted(sidecar.records(StepRecord), key=lambda step: step.step)
+    assert copied.transfer_ns > 0
+    assert plain.transfer_ns == NOT_MEASURED
