@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.support.proc_tree import page
 from tracecore_sidecar.sources.process import read_process
+from tracecore_sidecar.sources.processes import ProcessSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,3 +81,56 @@ def test_an_unreaped_process_is_a_zombie_then_gone() -> None:
         wait_for(process.pid, lambda record: record.state == "Z")
         process.wait(timeout=60)
         assert read_process(0, process.pid, 0).state == "-"
+
+
+def test_two_that_share_a_processor_wait_for_it() -> None:
+    """Of two busy loops on one processor each waits in the run queue and is taken off it."""
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    with python(spin) as first, python(spin) as second:
+        before = read_process(0, first.pid, 0)
+        if before.main_wait_ns < 0:
+            pytest.skip("this kernel keeps no schedstat")
+        after = wait_for(
+            first.pid, lambda record: record.main_wait_ns > before.main_wait_ns + 200_000_000
+        )
+        assert after.num_involuntary_switches > before.num_involuntary_switches
+        assert after.main_cpu_ns > before.main_cpu_ns
+        first.kill()
+        second.kill()
+
+
+def test_children_are_seen_with_their_state() -> None:
+    """Two children, one of them stopped: both are counted, with memory of their own."""
+    code = (
+        "import os, signal, time\n"
+        "pids = [os.fork() for _ in range(2)]\n"
+        "if 0 in pids: time.sleep(600)\n"
+        "os.kill(pids[0], signal.SIGSTOP)\n"
+        "time.sleep(600)"
+    )
+    with python(code) as process:
+        record = wait_for(process.pid, lambda record: sorted(record.child_states) == ["S", "T"])
+        assert record.num_children == 2
+        assert record.children_rss_bytes > 1 << 20
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        for pid in children:
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_a_rank_is_followed_until_it_is_gone() -> None:
+    """The sampler's open files show a rank stop, and then that it is gone, not somebody else."""
+    with python("import time; time.sleep(600)") as process:
+        ticks = read_process(0, process.pid, 0).start_ticks
+        seen = replace(page(process.pid), start_ticks=ticks)
+        sampler = ProcessSampler()
+        (record,) = sampler.sample([seen], 1)
+        assert record.start_ticks == ticks
+        process.send_signal(signal.SIGSTOP)
+        wait_for(process.pid, lambda record: record.state == "T")
+        assert sampler.sample([seen], 2)[0].state == "T"
+        process.kill()
+        process.wait(60)
+        assert sampler.sample([seen], 3)[0].state == "-"
+        sampler.pss.wait(30)
+        sampler.close()

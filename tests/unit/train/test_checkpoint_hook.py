@@ -13,10 +13,11 @@ from tracecore_train.hooks.checkpoint import CheckpointHook
 from tracecore_train.hooks.context import HookContext
 from tracecore_train.recorder.page import RankPage, Word
 from tracecore_train.recorder.recorder import Recorder
-from tracecore_train.wire.records import CheckpointRecord, StepRecord
+from tracecore_train.wire.records import NOT_MEASURED, CheckpointRecord, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 torch = pytest.importorskip("torch")
 
@@ -80,3 +81,29 @@ def test_call_on_another_thread_is_not_the_steps(recorder: Recorder) -> None:
     steps = [r for r in records if isinstance(r, StepRecord)]
     assert len(records) == 2
     assert (steps[0].checkpoint_ns, file.seen) == (0, 0)
+    assert [r.is_blocking for r in records if isinstance(r, CheckpointRecord)] == [False]
+
+
+def test_size_is_that_of_the_file_a_path_named(recorder: Recorder, tmp_path: Path) -> None:
+    """A path, as text or object, by place or name, gives the bytes; anything else none."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(300)}, path)
+    torch.save({"a": torch.ones(300)}, f=str(path))
+    torch.save({}, io.BytesIO())
+    torch.save({}, "/dev/null")
+    size = path.stat().st_size
+    sizes = [record.num_bytes for record in checkpoints(recorder)]
+    assert sizes == [size, size, NOT_MEASURED, NOT_MEASURED]
+
+
+def test_failed_call_tells_the_type_of_the_exception(recorder: Recorder) -> None:
+    """The record of a save that failed has the exception's type and no size."""
+    with pytest.raises(AttributeError):
+        torch.save(lambda: 0, "/dev/null", pickle_module=None)
+    (record,) = checkpoints(recorder)
+    assert (record.error, record.num_bytes) == ("AttributeError", NOT_MEASURED)
+    assert record.is_blocking
+
+
+def checkpoints(recorder: Recorder) -> list[CheckpointRecord]:
+    return [record for record in recorder.drain() if isinstance(record, CheckpointRecord)]
