@@ -1,9 +1,8 @@
-"""Process groups and their counters, read from the export thread; no call is patched.
+"""Process groups and their counters, told from the export thread.
 
-Membership comes from torch's own registry, because the flight recorder's ``pg_config`` is broken
-on gloo. Counters come from the flight recorder without its entries (3 to 4 µs); it numbers
-groups by creation order within this process and backend, which is not the group's name on a rank
-that is not in every group, so the numbers are matched by that order.
+Which groups there are comes from :mod:`tracecore_train.hooks.group_watch`, the counters from
+:mod:`tracecore_train.hooks.recorder_counters`. Only the making of a group is patched, no
+collective.
 
 The flight recorder's size is set where the user did not: torch 2.10 and older leave it off, newer
 ones use the same size by default. That must happen before the first process group is made. A
@@ -12,194 +11,165 @@ user's explicit 0 is respected, and reported as blind.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
-import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from typing import TYPE_CHECKING
 
 from tracecore_train.errors import HookUnavailableError
+from tracecore_train.hooks.group_watch import GroupWatch
+from tracecore_train.hooks.recorder_counters import RecorderCounters, has_generic_recorder
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.wire.records import GroupRecord, ProgressRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tracecore_train.guard import Guard
     from tracecore_train.hooks.context import HookContext
+    from tracecore_train.hooks.group_watch import Group, Part
+    from tracecore_train.hooks.recorder_counters import Counters
     from tracecore_train.wire.records import Record
 
 RING_VARIABLES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 """Size of the flight recorder, by its present and its older name."""
 RING_ENTRIES = "2000"
 """Torch's own default where it is on; larger rings make every dump hold a lock for longer."""
-MAX_GROUPS = 4_096
-"""Process groups followed; far above what tensor, pipeline and data parallelism need."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    ref: weakref.ref[Any]
-    record: GroupRecord
-    generic_id: int | None
-    """Number in the generic flight recorder (gloo and others); None: not recorded there."""
-    nccl_id: int | None
-    """Number in the legacy NCCL flight recorder."""
+MAX_DESTROYED = 256
+"""Groups that are gone and are told again to a new sidecar."""
 
 
 class ProcessGroupsHook:
-    """Reports groups as they appear and their counters at every hand-over."""
+    """Reports groups as they come and go, and their counters at every hand-over."""
 
     name = "process_groups"
 
     def __init__(self, context: HookContext, guard: Guard) -> None:
         """Prepare; nothing is set yet."""
         self._rank = context.rank
-        self._groups: list[_Group] = []
-        self._num_generic = 0
-        self._num_nccl = 0
+        self._guard = guard
+        self._watch = GroupWatch()
+        self._destroyed: deque[GroupRecord] = deque(maxlen=MAX_DESTROYED)
+        self._recorders: dict[str, RecorderCounters] = {}
         self._blind = ""
         self._set_variables: list[str] = []
         self._has_counters = False
 
     def install(self) -> None:
-        """Turn the flight recorder on where the user did not decide."""
+        """Turn the flight recorder on where the user did not decide; see groups being made."""
         try:
             import torch.distributed as dist
         except ImportError as error:
-            raise HookUnavailableError(f"collectives: no torch ({error})") from None
+            raise HookUnavailableError(f"no torch ({error})") from None
         if not dist.is_available():
-            raise HookUnavailableError("collectives: this torch is built without distributed")
+            raise HookUnavailableError("this torch is built without distributed")
         chosen = [name for name in RING_VARIABLES if name in os.environ]
         if chosen:
             if all(os.environ[name].strip() == "0" for name in chosen):
                 self._blind = f"the flight recorder is off ({chosen[0]}=0)"
         else:
             # Where the recorder of every backend exists, torch warns about the older name.
-            is_new = _counters("_dump_fr_trace_json") is not None
-            for name in RING_VARIABLES[:1] if is_new else RING_VARIABLES:
+            for name in RING_VARIABLES[:1] if has_generic_recorder() else RING_VARIABLES:
                 os.environ[name] = RING_ENTRIES
                 self._set_variables.append(name)
-        if not self._blind and _counters("_dump_fr_trace_json") is None:
-            self._blind = "this torch has no flight recorder for every backend (2.8 and newer do)"
+        self._watch.wrap_making(self._guard)
 
     def uninstall(self) -> None:
-        """Take our environment variables back and let go of what was seen."""
+        """Take our environment variables and our patch back and let go of what was seen."""
+        self._watch.unwrap_making()
         for name in self._set_variables:
             if os.environ.get(name) == RING_ENTRIES:
                 del os.environ[name]
-        self._set_variables, self._groups = [], []
+        self._set_variables, self._watch = [], GroupWatch()
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
         if self._blind:
-            return [f"collectives: {self._blind}"]
-        if self._groups and not self._has_counters:
-            return ["collectives: the flight recorder has counted none yet, or it is off"]
-        return []
+            return [f"collectives.counters: {self._blind}", f"collectives.entries: {self._blind}"]
+        recorders = [recorder for recorder in self._recorders.values() if recorder.blind]
+        reasons = [f"collectives.counters: {recorder.blind}" for recorder in recorders]
+        reasons += [
+            f"collectives.entries: {recorder.blind}"
+            for recorder in recorders
+            if not recorder.is_there
+        ]
+        if self._watch.groups and not self._has_counters and not reasons:
+            reasons.append(
+                "collectives.counters: the flight recorder has counted none yet, or it is off"
+            )
+        return reasons
 
     def poll(self, is_full: bool) -> list[Record]:
-        """Give the groups that are new (or all) and the counters of all."""
-        c10d = sys.modules.get("torch.distributed.distributed_c10d")
-        world = getattr(c10d, "_world", None)
-        if world is None:
-            return []
-        alive = {id(pg): name for pg, name in _snapshot(world.pg_names)}
-        self._groups = [group for group in self._groups if id(group.ref()) in alive]
-        known = {id(group.ref()) for group in self._groups}
-        num_known = len(self._groups)
-        for pg, name in _snapshot(world.pg_names):
-            if id(pg) not in known and len(self._groups) < MAX_GROUPS:
-                # Destroyed since the snapshot: torch's registry knows it no more.
-                with contextlib.suppress(KeyError, ValueError, RuntimeError):
-                    self._groups.append(self._describe(c10d, world, pg, str(name)))
-        if not self._groups:
-            return []
-        fresh = self._groups if is_full else self._groups[num_known:]
-        return [*(group.record for group in fresh), *self._progress()]
-
-    def _describe(self, c10d: Any, world: Any, pg: Any, name: str) -> _Group:
-        ranks = dict(_snapshot(world.pg_group_ranks.get(pg, {})))
-        backend = str(c10d.get_backend(pg))
-        backends = f"{backend} {world.pg_backend_config.get(pg, '')}".lower().replace(",", " ")
-        has_nccl = _is_legacy_nccl(backends)
-        has_generic = not has_nccl or "gloo" in backends
-        group = _Group(
-            ref=weakref.ref(pg),
-            record=GroupRecord(
-                time_ns=now_ns(),
-                rank=self._rank,
-                pg_name=name[:200],
-                pg_desc=str(getattr(pg, "group_desc", ""))[:200],
-                backend=backend[:200],
-                ranks=tuple(sorted(ranks, key=lambda rank: ranks[rank])),
-            ),
-            generic_id=self._num_generic if has_generic else None,
-            nccl_id=self._num_nccl if has_nccl else None,
-        )
-        self._num_generic += has_generic
-        self._num_nccl += has_nccl
-        return group
-
-    def _progress(self) -> list[Record]:
-        generic = _read(_counters("_dump_fr_trace_json"))
-        nccl = _read(_counters("_dump_nccl_trace_json")) if _is_cuda_in_use() else {}
+        """Give the groups that are new or gone (or all) and the counters of all."""
+        made, gone = self._watch.look()
         records: list[Record] = []
+        if gone:
+            now = now_ns()
+            ended = [
+                self._record(group, part, now, is_destroyed=True)
+                for group in gone
+                for part in group.parts
+            ]
+            self._destroyed.extend(ended)
+            records += ended
+        if is_full:
+            records, made = list(self._destroyed), self._watch.groups
+        if made:
+            now = now_ns()
+            records += [
+                self._record(group, part, group.made_ns or now)
+                for group in made
+                for part in group.parts
+            ]
+        if self._watch.groups and not self._blind:
+            records += self._progress(is_all=is_full or bool(made))
+        return records
+
+    def _record(
+        self, group: Group, part: Part, time_ns: int, *, is_destroyed: bool = False
+    ) -> GroupRecord:
+        return GroupRecord(
+            time_ns=time_ns,
+            rank=self._rank,
+            pg_name=part.name,
+            pg_desc=part.desc,
+            backend=part.backend,
+            ranks=group.ranks,
+            generation=group.generation,
+            is_destroyed=is_destroyed,
+            made_ns=group.made_ns,
+        )
+
+    def _progress(self, *, is_all: bool) -> list[ProgressRecord]:
+        """Give the counters of recorders that counted on, or those of all."""
         now = now_ns()
-        for group in self._groups:
-            for number, status in ((group.generic_id, generic), (group.nccl_id, nccl)):
-                counters = status.get(str(number))
+        read: dict[str, dict[int, Counters]] = {}
+        records: list[ProgressRecord] = []
+        for group in self._watch.groups:
+            for name, _, backend, number in group.parts:
+                if backend not in read:
+                    read[backend] = self._read(backend, is_all=is_all)
+                counters = read[backend].get(number)
                 if counters is not None:
                     records.append(
                         ProgressRecord(
                             time_ns=now,
                             rank=self._rank,
-                            pg_name=group.record.pg_name,
-                            enqueued=_number(counters, "last_enqueued_collective"),
-                            started=_number(counters, "last_started_collective"),
-                            completed=_number(counters, "last_completed_collective"),
+                            pg_name=name,
+                            enqueued=counters.enqueued,
+                            started=counters.started,
+                            completed=counters.completed,
                         )
                     )
         self._has_counters = self._has_counters or bool(records)
         return records
 
-
-def _snapshot(mapping: Any) -> list[tuple[Any, Any]]:
-    """Copy a dict that the training thread may be changing."""
-    for _ in range(5):
-        with contextlib.suppress(RuntimeError):
-            return list(mapping.items())
-    return []
-
-
-def _counters(name: str) -> Callable[[bool, bool], bytes] | None:
-    module = sys.modules.get("torch._C._distributed_c10d")
-    found: Callable[[bool, bool], bytes] | None = getattr(module, name, None)
-    return found
-
-
-def _read(dump: Callable[[bool, bool], bytes] | None) -> dict[str, Any]:
-    """Read the counters of all groups; the recorder's entries stay where they are."""
-    if dump is None:
-        return {}
-    try:
-        status = json.loads(dump(False, False)).get("pg_status", {})
-    except (TypeError, ValueError, RuntimeError):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
-def _number(counters: Any, name: str) -> int:
-    try:
-        return int(counters[name])
-    except (KeyError, TypeError, ValueError):
-        return -1
-
-
-def _is_legacy_nccl(backends: str) -> bool:
-    return "nccl" in backends and "nccl2" not in backends
+    def _read(self, backend: str, *, is_all: bool) -> dict[int, Counters]:
+        if backend != "gloo" and not _is_cuda_in_use():
+            return {}
+        recorder = self._recorders.get(backend)
+        if recorder is None:
+            recorder = self._recorders[backend] = RecorderCounters(backend)
+        found = recorder.read(self._watch.num_backends.get(backend, 0))
+        return found if is_all or recorder.is_changed else {}
 
 
 def _is_cuda_in_use() -> bool:

@@ -40,22 +40,22 @@ class WorkerServerHook:
     def install(self) -> None:
         """Check that it can be started later."""
         if self._path is None:
-            raise HookUnavailableError("recorder_pull: no private directory for the socket")
+            raise HookUnavailableError("no private directory for the socket")
         try:
             checked_socket_path(self._path)
         except TracecoreError as error:
-            raise HookUnavailableError(f"recorder_pull: {error}") from None
+            raise HookUnavailableError(str(error)) from None
         try:
             from torch._C._distributed_c10d import _WorkerServer  # noqa: F401
         except ImportError as error:
-            raise HookUnavailableError(f"recorder_pull: no worker server ({error})") from None
+            raise HookUnavailableError(f"no worker server ({error})") from None
 
     def uninstall(self) -> None:
         """Leave the server as it is; see the module's text."""
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
-        return [f"recorder_pull: {self._blind}"] if self._blind else []
+        return [f"collectives.entries: {self._blind}"] if self._blind else []
 
     def poll(self, is_full: bool) -> list[Record]:
         """Start the server once a process group exists."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tracecore_sidecar.sources.recorder_dump import cut, parse
+from tracecore_sidecar.sources.recorder_dump import Dump, cut, parse
 from tracecore_sidecar.sources.worker_server import PullError, fetch
 from tracecore_train.wire.records import CollectiveRecord, PullRecord
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from tracecore_sidecar.sources.recorder_dump import Entry
 
-DEFAULT_HANDLERS = ("fr_trace_json",)
+GLOO_HANDLER = "fr_trace_json"
+NCCL2_HANDLER = "fr_trace_json?backend=nccl2"
+NCCL_HANDLER = "dump_nccl_trace_json"
+DEFAULT_HANDLERS = (GLOO_HANDLER,)
 
 
 @dataclass(slots=True)
@@ -73,17 +76,24 @@ class FlightRecorderReader:
         changed: list[CollectiveRecord] = []
         reasons: list[str] = []
         num_lost = 0
+        is_active_only = is_truncated = False
         for handler in handlers:
             cursor = cursors.by_handler.setdefault(handler, _Cursor())
             try:
                 raw = fetch(socket_path, handler, timeout_s)
-                entries = _unread(raw, cursor, rank, wall_offset_ns, now_ns)
+                dump = _unread(raw, cursor, rank, wall_offset_ns, now_ns)
             except PullError as error:
                 reasons.append(str(error))
                 continue
-            fresh, lost = _advance(cursor, entries)
+            is_partial = _leaves_out_finished(dump)
+            is_active_only = is_active_only or is_partial
+            is_first_look = cursor.last_id < 0
+            fresh, lost = _advance(cursor, dump.entries)
             changed += fresh
-            num_lost += lost
+            if not is_partial:
+                num_lost += lost
+                began = dump.entries[0].record.record_id if dump.entries else 0
+                is_truncated |= lost > 0 or (is_first_look and began > 0)
         pull = PullRecord(
             time_ns=now_ns,
             rank=rank,
@@ -91,6 +101,8 @@ class FlightRecorderReader:
             reason="; ".join(reasons),
             num_entries=len(changed),
             num_lost=num_lost,
+            is_active_only=is_active_only,
+            is_truncated=is_truncated,
         )
         return [pull, *changed]
 
@@ -101,19 +113,33 @@ class FlightRecorderReader:
 
 def _unread(
     raw: bytes | bytearray, cursor: _Cursor, rank: int, wall_offset_ns: int, now_ns: int
-) -> list[Entry]:
+) -> Dump:
     """Read the entries a cursor still needs, or all where the ring is not as it was left."""
     needed = min(cursor.pending | {cursor.last_id})
     if tail := cut(raw, needed):
         try:
-            entries = parse(tail, rank, wall_offset_ns, now_ns)
+            dump = parse(tail, rank, wall_offset_ns, now_ns)
         except PullError:
             return parse(raw, rank, wall_offset_ns, now_ns)
-        left = {entry.record.record_id: entry.created_wall_ns for entry in entries}
+        left = {entry.record.record_id: entry.created_wall_ns for entry in dump.entries}
         is_as_left = left.get(cursor.last_id) == cursor.last_created_wall_ns
-        if is_as_left and entries[0].record.record_id == needed:
-            return entries
+        if is_as_left and dump.entries[0].record.record_id == needed:
+            return dump
     return parse(raw, rank, wall_offset_ns, now_ns)
+
+
+def _leaves_out_finished(dump: Dump) -> bool:
+    """Say whether a recorder answered with what is under way only, as some versions do.
+
+    The recorder of a rank that waits for nothing is then empty although it counts, and ids of
+    entries that are all under way have gaps.
+    """
+    records = [entry.record for entry in dump.entries]
+    if any(record.is_retired or record.completed_ns for record in records):
+        return False
+    if not records:
+        return dump.has_counted
+    return records[-1].record_id - records[0].record_id >= len(records)
 
 
 def _advance(cursor: _Cursor, entries: Sequence[Entry]) -> tuple[list[CollectiveRecord], int]:
@@ -130,14 +156,14 @@ def _advance(cursor: _Cursor, entries: Sequence[Entry]) -> tuple[list[Collective
         cursor.last_id, cursor.pending = -1, set()
     elif cursor.last_id >= 0:
         num_lost += max(0, first - cursor.last_id - 1)
-    collectives = [entry.record for entry in entries if not entry.is_p2p]
+    records = [entry.record for entry in entries]
     fresh = [
         record
-        for record in collectives
+        for record in records
         if record.record_id > cursor.last_id
         or (record.is_retired and record.record_id in cursor.pending)
     ]
-    cursor.pending = {record.record_id for record in collectives if not record.is_retired}
+    cursor.pending = {record.record_id for record in records if not record.is_retired}
     if entries:
         cursor.last_id, cursor.last_created_wall_ns = last, entries[-1].created_wall_ns
     return fresh, num_lost

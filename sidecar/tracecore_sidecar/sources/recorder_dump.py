@@ -10,13 +10,16 @@ import json
 from typing import Any, NamedTuple
 
 from tracecore_sidecar.sources.worker_server import PullError
-from tracecore_train.wire.records import CollectiveRecord
+from tracecore_train.wire.records import NOT_MEASURED, CollectiveRecord
 
 MAX_ENTRIES = 50_000
 """Entries of one answer that are looked at: the newest."""
 MAX_CHARS = 1_000
 """Characters of one text of an entry."""
 _INT64_MAX = 2**63 - 1
+_MAX_DURATION_MS = 1e12
+_RAN = ("started", "completed")
+"""States that say that an operation ran; gloo leaves all at ``scheduled``."""
 _LIST_START = b'"entries":['
 _ID_KEY = b'"record_id":'
 _HEAD_BYTES = 4_096
@@ -28,11 +31,19 @@ class Entry(NamedTuple):
 
     record: CollectiveRecord
     created_wall_ns: int
-    is_p2p: bool
 
 
-def parse(raw: bytes | bytearray, rank: int, wall_offset_ns: int, now_ns: int) -> list[Entry]:
-    """Read a dump into entries, oldest first; raise :class:`PullError` where it is none."""
+class Dump(NamedTuple):
+    """What a dump holds."""
+
+    entries: list[Entry]
+    """Oldest first."""
+    has_counted: bool
+    """Whether the recorder's counters say that something was recorded."""
+
+
+def parse(raw: bytes | bytearray, rank: int, wall_offset_ns: int, now_ns: int) -> Dump:
+    """Read a dump; raise :class:`PullError` where it is none."""
     try:
         dump = json.loads(raw)
     except (ValueError, RecursionError):
@@ -50,7 +61,7 @@ def parse(raw: bytes | bytearray, rank: int, wall_offset_ns: int, now_ns: int) -
     entries.sort(key=lambda entry: entry.record.record_id)
     if len({entry.record.record_id for entry in entries}) != len(entries):
         raise PullError("its dump holds the same record_id twice")
-    return entries
+    return Dump(entries, has_counted=_has_counted(dump.get("pg_status")))
 
 
 def cut(raw: bytes | bytearray, first: int) -> bytes:
@@ -86,22 +97,51 @@ def _entry(entry: Any, rank: int, wall_offset_ns: int, now_ns: int) -> Entry:
         raise TypeError("not an object")
     pg_name, _ = entry["process_group"]
     created_wall_ns = _number(entry, "time_created_ns")
+    started_wall_ns = _number(entry, "time_discovered_started_ns", 0)
     completed_wall_ns = _number(entry, "time_discovered_completed_ns", 0)
     name = _text(entry["profiling_name"])
+    backend, colon, op = name.partition(":")
     record = CollectiveRecord(
         time_ns=now_ns,
         rank=rank,
         pg_name=_text(pg_name),
         collective_seq_id=_number(entry, "collective_seq_id"),
         record_id=_number(entry, "record_id"),
-        op=name.partition(":")[2] or name,
+        op=op or name,
         input_sizes=_listing(entry, "input_sizes"),
         input_dtypes=_listing(entry, "input_dtypes"),
         created_ns=_monotonic(created_wall_ns, wall_offset_ns),
         completed_ns=_monotonic(completed_wall_ns, wall_offset_ns) if completed_wall_ns else 0,
         is_retired=_flag(entry["retired"]),
+        is_p2p=_flag(entry.get("is_p2p", False)),
+        p2p_seq_id=_number(entry, "p2p_seq_id", 0),
+        op_id=_number(entry, "op_id", 0),
+        output_sizes=_listing(entry, "output_sizes"),
+        output_dtypes=_listing(entry, "output_dtypes"),
+        is_started=bool(started_wall_ns) or entry.get("state") in _RAN,
+        started_ns=_monotonic(started_wall_ns, wall_offset_ns) if started_wall_ns else 0,
+        backend=backend if colon else "",
+        duration_ns=_duration(entry.get("duration_ms")),
     )
-    return Entry(record, created_wall_ns, is_p2p=_flag(entry.get("is_p2p", False)))
+    return Entry(record, created_wall_ns)
+
+
+def _has_counted(status: Any) -> bool:
+    """Say whether some group has enqueued anything; counters that are not understood say no."""
+    groups = status.values() if isinstance(status, dict) else ()
+    told = [group.get("last_enqueued_collective") for group in groups if isinstance(group, dict)]
+    return any(str(number)[:20].strip("0").isdecimal() for number in told)
+
+
+def _duration(milliseconds: Any) -> int:
+    """Convert a duration; a recorder that did not measure it gives none, or a negative one."""
+    if milliseconds is None:
+        return NOT_MEASURED
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)):
+        raise TypeError(f"duration_ms is {str(milliseconds)[:40]}")
+    if not 0 <= milliseconds <= _MAX_DURATION_MS:
+        return NOT_MEASURED
+    return round(milliseconds * 1e6)
 
 
 def _number(entry: dict[str, Any], key: str, default: int | None = None) -> int:

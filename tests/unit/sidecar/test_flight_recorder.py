@@ -29,6 +29,8 @@ def entry(record_id: int, *, retired: bool = True, **changes: Any) -> dict[str, 
         "input_sizes": [[4, 2]],
         "is_p2p": False,
         "op_id": record_id + 1,
+        "output_dtypes": ["Float"],
+        "output_sizes": [[8, 2]],
         "pg_id": 0,
         "process_group": ["0", "default_pg"],
         "profiling_name": "gloo:all_reduce",
@@ -124,7 +126,15 @@ def test_an_entry_becomes_a_collective(server: Server, reader: Reader) -> None:
     """Names, sizes and times of an entry are converted."""
     server.answers["fr_trace_json"] = http(dump(entry(5)))
     pull, collectives = reader.pull()
-    assert pull == PullRecord(time_ns=99, rank=1, is_ok=True, reason="", num_entries=1, num_lost=0)
+    assert pull == PullRecord(
+        time_ns=99,
+        rank=1,
+        is_ok=True,
+        reason="",
+        num_entries=1,
+        num_lost=0,
+        is_truncated=True,
+    )
     assert collectives == [
         CollectiveRecord(
             time_ns=99,
@@ -138,6 +148,10 @@ def test_an_entry_becomes_a_collective(server: Server, reader: Reader) -> None:
             created_ns=1_005,
             completed_ns=0,
             is_retired=True,
+            op_id=6,
+            backend="gloo",
+            output_sizes="[[8, 2]]",
+            output_dtypes="['Float']",
         )
     ]
 
@@ -193,17 +207,86 @@ def test_the_first_pull_loses_nothing(server: Server, reader: Reader) -> None:
     assert reader.pull()[0].num_lost == 0
 
 
-def test_send_and_receive_are_skipped_without_a_gap(server: Server, reader: Reader) -> None:
-    """Point-to-point entries give no record and count as seen."""
-    server.answers["fr_trace_json"] = http(dump(entry(0)))
-    reader.pull()
-    p2p = entry(1, retired=False, is_p2p=True)
-    server.answers["fr_trace_json"] = http(dump(entry(0), p2p, entry(2)))
+def test_send_and_receive_come_with_the_others(server: Server, reader: Reader) -> None:
+    """A send is told while it is under way and when it is finished, as what it is."""
+    send: dict[str, Any] = {"is_p2p": True, "p2p_seq_id": 4, "profiling_name": "nccl:send 0->1"}
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1, retired=False, **send)))
+    first = reader.pull()[1][1]
+    assert (first.op, first.is_p2p, first.p2p_seq_id, first.is_retired) == (
+        "send 0->1",
+        True,
+        4,
+        False,
+    )
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1, **send), entry(2)))
     pull, collectives = reader.pull()
-    assert ids(collectives) == [2]
-    assert (pull.num_entries, pull.num_lost) == (1, 0)
-    server.answers["fr_trace_json"] = http(dump(entry(2), entry(3)))
-    assert reader.pull()[0].num_lost == 0
+    assert ids(collectives) == [1, 2]
+    assert (pull.num_entries, pull.num_lost) == (2, 0)
+
+
+def test_times_of_the_device_come_along(server: Server, reader: Reader) -> None:
+    """Where a recorder measured start, end and duration they are converted; gloo's stay empty."""
+    timed = entry(
+        0,
+        state="completed",
+        time_discovered_started_ns=WALL_OFFSET_NS + 2_000,
+        time_discovered_completed_ns=WALL_OFFSET_NS + 3_000,
+        duration_ms=1.25,
+    )
+    server.answers["fr_trace_json"] = http(dump(timed, entry(1, state="started"), entry(2)))
+    found = reader.pull()[1]
+    assert [(c.is_started, c.started_ns, c.completed_ns, c.duration_ns) for c in found] == [
+        (True, 2_000, 3_000, 1_250_000),
+        (True, 0, 0, -1),
+        (False, 0, 0, -1),
+    ]
+
+
+@pytest.mark.parametrize("duration", [-1.0, 1e300, float("nan"), float("inf")])
+def test_a_senseless_duration_is_not_measured(
+    server: Server, reader: Reader, duration: float
+) -> None:
+    """A duration that cannot be one is none, and costs nothing else of the entry."""
+    server.answers["fr_trace_json"] = http(dump(entry(0, duration_ms=duration)))
+    assert reader.pull()[1][0].duration_ns == -1
+
+
+@pytest.mark.parametrize(
+    ("entries", "enqueued", "is_active_only"),
+    [
+        ([], "7", True),
+        ([], "-1", False),
+        ([3, 4], "7", False),
+        ([3, 6], "7", True),
+    ],
+)
+def test_an_answer_without_finished_entries_says_so(
+    server: Server, reader: Reader, entries: list[int], enqueued: str, is_active_only: bool
+) -> None:
+    """A recorder that leaves out what is finished is told from one where nothing is."""
+    value = json.loads(dump(*(entry(number, retired=False) for number in entries)))
+    value["pg_status"] = {"0": {"last_enqueued_collective": enqueued}}
+    server.answers["fr_trace_json"] = http(json.dumps(value).encode())
+    pull, _ = reader.pull()
+    assert (pull.is_active_only, pull.num_lost) == (is_active_only, 0)
+
+
+def test_entries_lost_before_the_first_look_are_told(server: Server, reader: Reader) -> None:
+    """A ring that had already overwritten entries is truncated; one that is whole is not."""
+    server.answers["fr_trace_json"] = http(dump(entry(0), entry(1)))
+    assert not reader.pull()[0].is_truncated
+    server.answers["fr_trace_json"] = http(dump(entry(7)))
+    assert reader.pull(pid=8)[0].is_truncated
+
+
+def test_several_recorders_of_one_rank_are_read(server: Server, reader: Reader) -> None:
+    """Entries of both recorders come back, though both count from 0; one that fails says so."""
+    server.answers["fr_trace_json"] = http(dump(entry(0)))
+    server.answers["fr_trace_json?backend=nccl2"] = http(dump(entry(0, process_group=["3", ""])))
+    handlers = ("fr_trace_json", "fr_trace_json?backend=nccl2", "dump_nccl_trace_json")
+    pull, collectives = reader.pull(handlers=handlers)
+    assert [record.pg_name for record in collectives] == ["0", "3"]
+    assert (pull.is_ok, pull.reason) == (False, "this torch has no handler dump_nccl_trace_json")
 
 
 def test_another_process_starts_anew(server: Server, reader: Reader) -> None:
