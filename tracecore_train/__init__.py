@@ -22,15 +22,18 @@ from tracecore_train.__about__ import __version__
 
 if TYPE_CHECKING:
     from tracecore_train.errors import ConfigError, TracecoreError
+    from tracecore_train.scalars import log
     from tracecore_train.session import Session, init, shutdown
-    from tracecore_train.steps import microbatch, phase, step
+    from tracecore_train.steps import expect, microbatch, phase, step
 
 __all__ = [
     "ConfigError",
     "Session",
     "TracecoreError",
     "__version__",
+    "expect",
     "init",
+    "log",
     "microbatch",
     "phase",
     "shutdown",
@@ -43,6 +46,8 @@ _HOME = {
     "Session": "tracecore_train.session",
     "init": "tracecore_train.session",
     "shutdown": "tracecore_train.session",
+    "expect": "tracecore_train.steps",
+    "log": "tracecore_train.scalars",
     "microbatch": "tracecore_train.steps",
     "phase": "tracecore_train.steps",
     "step": "tracecore_train.steps",

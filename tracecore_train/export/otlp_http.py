@@ -8,6 +8,7 @@ drops what was not delivered and counts it.
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ class OtlpHttpClient:
         self._limit = float("inf")
         self.num_connections = 0
         """Connections made so far. A new one may mean a new sidecar, which knows nothing."""
+        self.peer: tuple[int, int] | None = None
+        """Pid and user of the process at the other end of the newest connection."""
 
     def post(self, target: str, body: bytes) -> Answer:
         """Send a protobuf body and read the answer; never raises for what the network does."""
@@ -99,6 +102,7 @@ class OtlpHttpClient:
             raise
         connection.settimeout(SLICE_S)
         self._socket = connection
+        self.peer = _peer(connection)
         self.num_connections += 1
         return connection
 
@@ -147,6 +151,12 @@ class OtlpHttpClient:
 
 
 _CLOSED = "connection closed"
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid
 
 
 def _parse_head(head: bytes) -> tuple[int, int | None]:

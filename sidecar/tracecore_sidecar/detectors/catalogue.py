@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tracecore_sidecar.detectors.declared_pause import DeclaredPauseDetector
 from tracecore_sidecar.detectors.hang import HangDetector
 from tracecore_sidecar.detectors.straggler import StragglerDetector
 
@@ -13,4 +14,4 @@ if TYPE_CHECKING:
 
 def built_in() -> tuple[Detector[Any], ...]:
     """Make one of each detector, in the order they are evaluated."""
-    return (HangDetector(), StragglerDetector())
+    return (HangDetector(), StragglerDetector(), DeclaredPauseDetector())
