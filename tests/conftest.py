@@ -67,6 +67,7 @@ def _patch_points() -> dict[str, object]:
         return {}
     return {
         "torch.save": torch.save,
+        "torch.autograd.backward": torch.autograd.backward,
         "torch.serialization.save": torch.serialization.save,
         "next": loader._BaseDataLoaderIter.__next__,
         "scaler": scaler.GradScaler.step,

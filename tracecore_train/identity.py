@@ -56,8 +56,10 @@ class Identity:
             world_size=self.world_size,
         )
 
-    def record(self, blind: Sequence[str]) -> IdentityRecord:
-        """Introduce this rank, with what it cannot see and the GPU it should be using."""
+    def record(
+        self, *, measured: Sequence[str], blind: Sequence[str], off: Sequence[str]
+    ) -> IdentityRecord:
+        """Introduce this rank, with how its signals stand and the GPU it should be using."""
         device, gpu_uuid = gpu_of(self.local_rank)
         version = getattr(sys.modules.get("torch"), "__version__", None)
         return IdentityRecord(
@@ -72,6 +74,8 @@ class Identity:
             gpu_uuid=gpu_uuid,
             torch_version=None if version is None else str(version),
             blind=tuple(text[:MAX_NAME] for text in blind),
+            measured=tuple(measured),
+            off=tuple(off),
         )
 
 

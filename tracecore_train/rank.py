@@ -13,13 +13,15 @@ from tracecore_train.errors import HookUnavailableError, TracecoreError
 from tracecore_train.export.otlp_http import OtlpHttpClient
 from tracecore_train.export.worker import ExportWorker
 from tracecore_train.guard import Guard, say
-from tracecore_train.hooks import HOOKS
+from tracecore_train.hooks import HOOKS, EndingHook
 from tracecore_train.hooks.context import HookContext
+from tracecore_train.hooks.failure import EXCEPTION_WORD
 from tracecore_train.recorder.clock import now_ns, wall_offset_ns
-from tracecore_train.recorder.page import RankPage, Text
+from tracecore_train.recorder.page import RankPage, Text, Word
 from tracecore_train.recorder.recorder import Recorder
 from tracecore_train.runtime import make_private_dir, rank_page, worker_server_socket
 from tracecore_train.self_report import SelfReport
+from tracecore_train.wire import signals
 from tracecore_train.wire.records import LastWordRecord
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from tracecore_train.identity import Identity
     from tracecore_train.wire.records import Record
 
-LAST_WORD = "exit"
-"""What the rank page says after a normal end."""
+NORMAL_WORD = "exit"
+"""Last word of a rank that ended by itself; one that an exception ends says ``exception``."""
 
 
 class Rank:
@@ -45,6 +47,7 @@ class Rank:
         self._socket_path = socket_path
         self._job = socket_path.parent
         self._blind: list[str] = []
+        self._off: list[str] = []
         self._guards: list[Guard] = []
         self._hooks: list[tuple[Hook, Guard]] = []
         self._uninstall_faults: Callable[[], None] | None = None
@@ -65,9 +68,12 @@ class Rank:
                 recorder=self.recorder,
                 rank=identity.rank,
                 socket_path=socket if has_directory else None,
+                sidecar=lambda: self._client.peer,
             )
         )
-        report = SelfReport(identity, blind=self._blind, hooks=self._hooks, guards=self._guards)
+        report = SelfReport(
+            identity, blind=self._blind, off=self._off, hooks=self._hooks, guards=self._guards
+        )
         self._worker = ExportWorker(
             client=self._client,
             rank=identity.rank,
@@ -82,8 +88,10 @@ class Rank:
 
     def stop(self) -> None:
         """Say the last word, hand over what is left (0.4 s at most), and undo everything."""
+        self._note_ends()
         with Guard("shutdown"):
-            self.recorder.page.write_text(Text.LAST_WORD, LAST_WORD)
+            if not self._is_ended_by_exception():
+                self.recorder.page.write_text(Text.LAST_WORD, NORMAL_WORD)
             if self._worker is not None:
                 self._worker.stop()
         for hook, guard in reversed(self._hooks):
@@ -137,7 +145,7 @@ class Rank:
         is_asked_for = self._config.hooks != DEFAULT_HOOKS
         for hook_class in HOOKS:
             if hook_class.name not in self._config.hooks:
-                self._blind.append(f"{hook_class.name}: not among the chosen hooks")
+                self._off += signals.given_by(hook_class.name)
                 continue
             guard = self._guard(hook_class.name)
             with guard:
@@ -147,10 +155,19 @@ class Rank:
                     hook.install()
                 except HookUnavailableError as error:
                     guard.close()
-                    self._blind.append(str(error))
+                    self._blind += signals.explain(signals.given_by(hook.name), str(error))
                     if is_asked_for:
                         say(f"hook {hook.name} is not available: {error}")
 
+    def _note_ends(self) -> None:
+        for hook, guard in self._hooks:
+            if isinstance(hook, EndingHook) and guard.is_open:
+                with guard:
+                    hook.before_last_word()
+
+    def _is_ended_by_exception(self) -> bool:
+        return bool(self.recorder.page.words[Word.EXCEPTION_TIME])
+
     def _last_records(self) -> list[Record]:
-        word = LastWordRecord(time_ns=now_ns(), rank=self._identity.rank, word=LAST_WORD)
-        return [word]
+        word = EXCEPTION_WORD if self._is_ended_by_exception() else NORMAL_WORD
+        return [LastWordRecord(time_ns=now_ns(), rank=self._identity.rank, word=word)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracecore_train import refusals
 from tracecore_train.hooks import PolledHook
 from tracecore_train.recorder.clock import now_ns
+from tracecore_train.wire import signals
 from tracecore_train.wire.records import GapRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tracecore_train.guard import Guard
     from tracecore_train.hooks import Hook
@@ -25,37 +27,47 @@ class SelfReport:
         identity: Identity,
         *,
         blind: Sequence[str],
+        off: Sequence[str],
         hooks: Sequence[tuple[Hook, Guard]],
         guards: Sequence[Guard],
     ) -> None:
-        """Report about a rank: fixed blind spots, its hooks, and every guard of ours."""
+        """Report about a rank: fixed blind spots, signals that are off, hooks, every guard."""
         self._identity = identity
         self._blind = blind
+        self._off = off
         self._hooks = hooks
         self._guards = guards
-        self._blind_told: list[str] | None = None
+        self._told: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._failures_told: dict[str, int] = {}
 
     def __call__(self, is_full: bool) -> list[Record]:
         """Give what is new, or with ``is_full`` everything that still holds."""
         records = self._from_hooks(is_full)
-        return [*self._introduction(is_full), *records, *self._failures()]
+        return [*self._introduction(is_full), *records, *self._failures(), *self._refused()]
 
     def _introduction(self, is_full: bool) -> list[Record]:
-        blind = list(self._blind)
-        for hook, guard in self._hooks:
-            if not guard.num_failures:
-                with guard:
-                    blind.extend(hook.blind())
-        blind.extend(
-            f"{guard.name}: switched off after {guard.reason}"
-            for guard in self._guards
-            if guard.num_failures
+        blind = tuple(dict.fromkeys(self._blind_now()))
+        given = [name for hook, _ in self._hooks for name in signals.given_by(hook.name)]
+        measured = signals.measured_among(
+            [*signals.given_by(signals.PAGE), *given], blind=blind, off=self._off
         )
-        if blind == self._blind_told and not is_full:
+        if (measured, blind) == self._told and not is_full:
             return []
-        self._blind_told = blind
-        return [self._identity.record(blind)]
+        self._told = (measured, blind)
+        return [self._identity.record(measured=measured, blind=blind, off=tuple(self._off))]
+
+    def _blind_now(self) -> Iterator[str]:
+        yield from self._blind
+        for hook, guard in self._hooks:
+            texts: list[str] = []
+            if guard.is_open:
+                with guard:
+                    texts = hook.blind()
+            yield from texts
+        for guard in self._guards:
+            if guard.num_failures:
+                reason = f"{guard.name} is switched off after {guard.reason}"
+                yield from signals.explain(signals.given_by(guard.name) or (guard.name,), reason)
 
     def _from_hooks(self, is_full: bool) -> list[Record]:
         records: list[Record] = []
@@ -64,6 +76,9 @@ class SelfReport:
                 with guard:
                     records.extend(hook.poll(is_full))
         return records
+
+    def _refused(self) -> list[Record]:
+        return [gap for some in refusals.ALL for gap in some.new(self._identity.rank)]
 
     def _failures(self) -> list[Record]:
         gaps: list[Record] = []

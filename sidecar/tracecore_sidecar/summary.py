@@ -1,4 +1,4 @@
-"""The end-of-run summary: steps, step time and input share per rank, over the whole run.
+"""The end-of-run summary: what each rank did, over the whole run, and how it ended.
 
 Durations go into buckets 2 % wide, so memory does not grow with the run and a quantile is right
 to about 1 %.
@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracecore_sidecar.blindness import of_the_ranks, standings
+from tracecore_sidecar.detectors.endings import EndKind, ending_lines, endings
 from tracecore_sidecar.detectors.naming import ranks_text
+from tracecore_sidecar.render import clean_text
 from tracecore_train.wire.records import StepFlag, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tracecore_sidecar.blindness import NodeSignals
+    from tracecore_sidecar.detectors.endings import Ending
     from tracecore_sidecar.state.view import JobView
     from tracecore_train.wire.records import Batch
 
 _BASE = math.log(1.02)
 _MAX_RANKS = 16_384
 """Ranks summarised one by one; a node has far fewer."""
+_MAX_ATTEMPTS = 100
+"""Attempts whose ends are kept; a job that restarts more often keeps the first and the last."""
 
 
 class Durations:
@@ -86,6 +94,7 @@ class RunSummary:
     def __init__(self) -> None:
         """Start empty."""
         self.ranks: dict[int, RankSummary] = {}
+        self._ends: dict[int, dict[int, Ending]] = {}
 
     def apply(self, batch: Batch) -> None:
         """Take in the step records of a batch."""
@@ -94,6 +103,43 @@ class RunSummary:
                 if record.rank not in self.ranks and len(self.ranks) >= _MAX_RANKS:
                     continue
                 self.ranks.setdefault(record.rank, RankSummary()).add(record)
+
+    def see_ends(self, view: JobView) -> None:
+        """Keep how the ranks of this attempt ended so far; the next attempt starts afresh."""
+        attempt = view.job.attempt
+        if view.ranks.is_ended.any():
+            if attempt not in self._ends and len(self._ends) >= _MAX_ATTEMPTS:
+                del self._ends[max(self._ends)]
+            self._ends[attempt] = endings(view)
+
+    def ends_to_json(self) -> dict[str, Any]:
+        """Give the ends by attempt and rank."""
+        return {
+            str(attempt): {
+                str(rank): {
+                    "kind": end.kind.value,
+                    "text": end.text,
+                    "exit_code": end.exit_code,
+                    "last_word": end.last_word,
+                    "is_first": end.is_first,
+                }
+                for rank, end in sorted(found.items())
+            }
+            for attempt, found in sorted(self._ends.items())
+        }
+
+    def render_ends(self) -> list[str]:
+        """Give the ends for people, a block for each attempt; nothing where all ended well."""
+        blocks = {attempt: ending_lines(found) for attempt, found in sorted(self._ends.items())}
+        if all(
+            end.kind is EndKind.CLEAN for found in self._ends.values() for end in found.values()
+        ):
+            return []
+        lines: list[str] = []
+        for attempt, texts in blocks.items():
+            lines.append("ends:" if len(blocks) == 1 else f"ends of attempt {attempt}:")
+            lines += [f"  {clean_text(text)}" for text in texts]
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Give the figures per rank."""
@@ -123,6 +169,7 @@ def write_summary(
     verdicts: Sequence[str],
     view: JobView | None,
     blind: Sequence[str],
+    node: NodeSignals,
     intake: Mapping[str, Any],
     forward: Mapping[str, Any],
     num_dropped: Mapping[str, int],
@@ -130,21 +177,26 @@ def write_summary(
 ) -> str:
     """Write the summary as JSON and give its text form.
 
-    ``blind`` is what this node's sidecar could not see. A run without verdicts is said to have
-    had none, together with what was not seen: silence is not health.
+    ``blind`` is which detectors could not judge, ``node`` what this node's sidecar could see. A run
+    without verdicts is said to have had none, together with what was not seen: silence is not
+    health.
     """
-    not_measured = [*_not_measured(view), *blind]
+    if view is not None:
+        summary.see_ends(view)
+    not_measured = [*_not_measured(view), *blind, *node.texts()]
     document = {
         "job_id": None if view is None else view.job.job_id,
         "attempts": 0 if view is None else view.job.attempt + 1,
         "ranks": summary.to_json(),
+        "ends": summary.ends_to_json(),
         "verdicts": list(verdicts),
         "not_measured": not_measured,
+        "signals": {"node": asdict(node), "ranks": standings(view)},
         "intake": dict(intake),
         "forward": dict(forward),
         "records_dropped": dict(num_dropped),
     }
-    lines = ["", "tracecore summary", summary.render()]
+    lines = ["", "tracecore summary", summary.render(), *summary.render_ends()]
     if verdicts:
         lines += [f"verdicts ({len(verdicts)}):", *(f"  {line}" for line in verdicts)]
     else:
@@ -164,6 +216,6 @@ def _not_measured(view: JobView | None) -> list[str]:
         return ["ranks: none introduced itself"]
     unseen = np.flatnonzero(~view.ranks.is_seen).tolist()
     found = [f"{ranks_text(unseen)}: nothing came from there"] if unseen else []
-    found += sorted({text for texts in view.blind.values() for text in texts})
+    found += of_the_ranks(view)
     found += [f"rank {rank}: {count} records lost" for rank, count in view.num_lost.items()]
     return found

@@ -13,8 +13,10 @@ import pytest
 import tracecore_train
 from tests.support.fake_sidecar import FakeSidecar, wait_until
 from tracecore_train import guard, runtime, steps
+from tracecore_train.config import HOOK_NAMES
 from tracecore_train.errors import ConfigError
 from tracecore_train.recorder.page import read_page
+from tracecore_train.recorder.recorder import Recorder
 from tracecore_train.wire.records import (
     GapRecord,
     IdentityRecord,
@@ -23,12 +25,16 @@ from tracecore_train.wire.records import (
     StepFlag,
     StepRecord,
 )
+from tracecore_train.wire.signals import BY_NAME, SIGNALS, SignalSource, name_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 torch = pytest.importorskip("torch")
+
+NOT_HERE = {signal.name for signal in SIGNALS if signal.is_of_device} | {"input.queue"}
+"""Signals that this process cannot give: it has neither a device nor a loader with workers."""
 
 
 @pytest.fixture
@@ -106,7 +112,8 @@ def test_first_hand_over_is_prompt_and_introduces_the_rank(
     wait_until(lambda: sidecar.records(IdentityRecord))
     identity = sidecar.records(IdentityRecord)[0]
     assert (identity.rank, identity.world_size, identity.pid) == (3, 4, os.getpid())
-    assert (identity.torch_version, identity.blind) == (torch.__version__, ())
+    assert identity.torch_version == torch.__version__
+    assert {name_in(text) for text in identity.blind} <= NOT_HERE
     assert sidecar.batches[0].source.job_id == "j"
 
 
@@ -210,7 +217,8 @@ def test_foreign_directory_is_blind_not_fatal(tmp_path: Path, sidecar: FakeSidec
     assert tracecore_train.init(endpoint=sidecar.endpoint).is_active
     wait_until(lambda: sidecar.records(IdentityRecord))
     blind = sidecar.records(IdentityRecord)[0].blind
-    assert [text.partition(":")[0] for text in blind] == ["rank_page", "recorder_pull"]
+    unseen = {name_in(text) for text in blind} - NOT_HERE
+    assert unseen == {"rank_page", "collectives.entries"}
 
 
 def test_living_claimant_makes_others_inert(
@@ -239,9 +247,8 @@ def test_failing_hook_is_switched_off_and_reported(
 ) -> None:
     """A hook that breaks leaves the optimizer working, is said once, and becomes a blind spot."""
     monkeypatch.setattr(guard, "raise_in_tests", False)
-    session = tracecore_train.init(endpoint=sidecar.endpoint, flush_interval=0.1)
-    assert session.recorder is not None
-    monkeypatch.setattr(session.recorder, "end_step", None)
+    monkeypatch.setattr(Recorder, "end_step", None)
+    tracecore_train.init(endpoint=sidecar.endpoint, flush_interval=0.1)
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -254,7 +261,8 @@ def test_failing_hook_is_switched_off_and_reported(
     assert (gap.where, gap.num_lost) == ("optimizer", 1)
     wait_until(
         lambda: any(
-            "optimizer: switched off" in text for text in sidecar.records(IdentityRecord)[-1].blind
+            text.startswith("steps: optimizer is switched off after ")
+            for text in sidecar.records(IdentityRecord)[-1].blind
         )
     )
 
@@ -272,7 +280,8 @@ def test_impossible_rank_leaves_training_alone(
 def test_new_sidecar_is_told_everything_again(tmp_path: Path) -> None:
     """After the sidecar died and another took its place the identity comes again, and the gap."""
     with FakeSidecar(tmp_path / "j") as first:
-        session = tracecore_train.init(endpoint=first.endpoint, flush_interval=0.1)
+        # Without gc: a long collection of the test process would be a second row that is lost.
+        session = tracecore_train.init(endpoint=first.endpoint, flush_interval=0.1, hooks="-gc")
         wait_until(lambda: first.records(IdentityRecord))
     recorder = session.recorder
     assert recorder is not None
@@ -293,3 +302,26 @@ def test_heart_beats_without_a_sidecar(tmp_path: Path) -> None:
     path = runtime.rank_page(job, 0, 0)
     began = read_page(path, 1).heartbeat_ns
     wait_until(lambda: read_page(path, 1).heartbeat_ns > began + 500_000_000)
+
+
+def test_every_signal_of_every_hook_stands_somewhere(sidecar: FakeSidecar) -> None:
+    """With every hook asked for, each signal a rank can give is measured, blind or off, once, and
+    no reason is given for a signal that does not exist.
+    """
+    with tracecore_train.init(endpoint=sidecar.endpoint, hooks=HOOK_NAMES, flush_interval=0.1):
+        wait_until(lambda: sidecar.records(IdentityRecord))
+    for identity in sidecar.records(IdentityRecord):
+        blind = {name_in(text) for text in identity.blind}
+        assert blind <= BY_NAME.keys()
+        names = sorted([*identity.measured, *blind, *identity.off])
+        assert names == sorted(s.name for s in SIGNALS if s.source is SignalSource.RANK)
+
+
+def test_hooks_left_out_are_off_not_blind(sidecar: FakeSidecar) -> None:
+    """What the user did not ask for is no blind spot."""
+    with tracecore_train.init(endpoint=sidecar.endpoint, hooks=["optimizer"]):
+        wait_until(lambda: sidecar.records(IdentityRecord))
+    (identity,) = sidecar.records(IdentityRecord)[:1]
+    assert (identity.measured, identity.blind) == (("rank_page", "steps"), ())
+    expected = [s.name for s in SIGNALS if s.source is SignalSource.RANK]
+    assert sorted((*identity.off, "rank_page", "steps")) == sorted(expected)
