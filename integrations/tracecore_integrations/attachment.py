@@ -40,7 +40,12 @@ def say(text: str) -> None:
 
 @contextmanager
 def attached(
-    job: JobIdentity, *, output: str | None, is_quiet: bool, fault: str | None
+    job: JobIdentity,
+    *,
+    output: str | None,
+    is_quiet: bool,
+    fault: str | None,
+    on_hang: str | None = None,
 ) -> Iterator[None]:
     """Run everything of ours for the time of the block, in which torchrun runs."""
     stack = ExitStack()
@@ -48,7 +53,9 @@ def attached(
     try:
         variables: Mapping[str, str] = {}
         try:
-            directory = _start(stack, impatience, job, output=output, is_quiet=is_quiet)
+            directory = _start(
+                stack, impatience, job, output=output, is_quiet=is_quiet, on_hang=on_hang
+            )
             variables = _rank_variables(directory, job.job_id, fault)
         except (TracecoreError, OSError) as error:
             say(f"no sidecar, the job runs without one: {error}")
@@ -66,6 +73,7 @@ def _start(
     *,
     output: str | None,
     is_quiet: bool,
+    on_hang: str | None,
 ) -> Path:
     """Start everything, each with its end on the stack; give the job's runtime directory."""
     directory = JobDirectory.claim(job.job_id)
@@ -76,6 +84,7 @@ def _start(
         output=_output(job, output),
         node_rank=job.node_rank or 0,
         display="quiet" if is_quiet else "live" if sys.stderr.isatty() else "plain",
+        on_hang=on_hang,
     )
     stack.callback(sidecar.stop, impatience.is_shown)
     if job.num_nodes > 1 and not job.is_shared:
@@ -92,7 +101,7 @@ def _start(
     watch = WorkerWatch(reports.emit)
     watch.install()
     if watch.blind:
-        say(f"blind: worker exits: {watch.blind}")
+        say(f"blind: worker_exits: {watch.blind}")
     reports.start(watch.look)
     stack.callback(reports.close, FLUSH_TIMEOUT_S)
     stack.callback(watch.uninstall)

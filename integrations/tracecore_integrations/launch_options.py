@@ -15,7 +15,7 @@ from tracecore_train.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VALUE_OPTIONS = ("--output", "--fault", "--job-id")
+VALUE_OPTIONS = ("--output", "--fault", "--job-id", "--on-hang")
 """Our options that take a value, as ``--name value`` or ``--name=value``."""
 SWITCHES = ("--quiet",)
 """Our options that take none."""
@@ -31,6 +31,12 @@ The script needs no change. Our options stand before torchrun's:
   --job-id ID     name of the job, the same on every node
                   (default: TRACECORE_JOB_ID, the scheduler's job, --rdzv-id, or a new one)
   --fault SPEC    rehearse trouble: slow, hang or kill one rank; may be repeated
+  --on-hang WHAT  what follows a hang, once the evidence about it is in place:
+                  report   nothing more (default, or TRACECORE_ON_HANG)
+                  dump     leave dumps that torch's own analyzer reads, too
+                  abort    end this attempt, so that torchrun restarts it
+                  COMMAND  run a command line; {bundle} in it becomes the path of the
+                           evidence, which otherwise comes last
   --quiet         plain lines only for verdicts and the summary, no live line
   -h, --help      this text
 
@@ -42,6 +48,7 @@ Examples:
   tracecore run --output /data/runs/7 --nproc-per-node 8 --max-restarts 3 -m my.training
   tracecore run --fault slow:rank=1,ms=50,from=40,where=backward --nproc-per-node 2 train.py
   tracecore run --fault hang:rank=1,at=60,for=30 --nproc-per-node 2 train.py
+  tracecore run --on-hang abort --nproc-per-node 8 --max-restarts 3 train.py
 """
 
 
@@ -52,6 +59,7 @@ class LaunchOptions:
     output: str | None = None
     job_id: str | None = None
     faults: tuple[str, ...] = ()
+    on_hang: str | None = None
     is_quiet: bool = False
     is_help: bool = False
 
@@ -87,6 +95,7 @@ def parse_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
         output=_last(values["--output"]),
         job_id=_last(values["--job-id"]),
         faults=tuple(values["--fault"]),
+        on_hang=_last(values["--on-hang"]),
         is_quiet="--quiet" in switches,
     )
     return options, rest

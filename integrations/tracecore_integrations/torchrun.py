@@ -20,23 +20,31 @@ from tracecore_train.errors import ConfigError
 from tracecore_train.faults import parse_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tracecore_integrations.launch_options import LaunchOptions
     from tracecore_train.config import Config
 
 USAGE_EXIT_CODE = 2
 _DISABLE = "TRACECORE_DISABLE"
+_ON_HANG = "TRACECORE_ON_HANG"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run ``tracecore run ARGV`` and give its exit code: torchrun's, or 2 for a usage error."""
+def main(argv: Sequence[str], *, check_on_hang: Callable[[str], object] | None = None) -> int:
+    """Run ``tracecore run ARGV`` and give its exit code: torchrun's, or 2 for a usage error.
+
+    ``check_on_hang`` raises :class:`ConfigError` where ``--on-hang`` has a value that the sidecar
+    would not take.
+    """
     try:
         options, torchrun_argv = parse_options(argv)
         if options.is_help:
             sys.stdout.write(HELP)
             return 0
         config = _checked_config(options)
+        on_hang = options.on_hang or os.environ.get(_ON_HANG) or None
+        if on_hang is not None and check_on_hang is not None and not config.disable:
+            _check(check_on_hang, on_hang, "--on-hang" if options.on_hang else _ON_HANG)
     except ConfigError as error:
         say(str(error))
         return USAGE_EXIT_CODE
@@ -49,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         if config.disable:
             exit_code = _run_torchrun(torchrun, torchrun_argv)
         else:
-            exit_code = _run_attached(torchrun, torchrun_argv, options, config)
+            exit_code = _run_attached(torchrun, torchrun_argv, options, config, on_hang)
     if exit_code == -signal.SIGINT:
         # What Python does with a Ctrl-C nobody handles: die of the signal, so that shells see it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -70,7 +78,20 @@ def _checked_config(options: LaunchOptions) -> Config:
     return config
 
 
-def _run_attached(torchrun: Any, argv: list[str], options: LaunchOptions, config: Config) -> int:
+def _check(check: Callable[[str], object], value: str, where: str) -> None:
+    try:
+        check(value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _run_attached(
+    torchrun: Any,
+    argv: list[str],
+    options: LaunchOptions,
+    config: Config,
+    on_hang: str | None,
+) -> int:
     try:
         # Once before anything of ours starts: --help and usage errors end here.
         torchrun_args = torchrun.parse_args(argv)
@@ -80,7 +101,13 @@ def _run_attached(torchrun: Any, argv: list[str], options: LaunchOptions, config
             say(f"{token} is an option of tracecore run and stands before torchrun's options")
         return _exit_code(error)
     job = identify_job(config.job_id, torchrun_args, os.environ)
-    with attached(job, output=options.output, is_quiet=options.is_quiet, fault=config.fault):
+    with attached(
+        job,
+        output=options.output,
+        is_quiet=options.is_quiet,
+        fault=config.fault,
+        on_hang=on_hang,
+    ):
         return _run_torchrun(torchrun, argv)
 
 

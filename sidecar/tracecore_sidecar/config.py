@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tracecore_sidecar.intake.listen import parse_listen
+from tracecore_sidecar.on_hang.choice import parse_on_hang
+from tracecore_sidecar.pull_policy import NcclPull
 
 
 class Display(str, Enum):
@@ -40,14 +42,26 @@ class SidecarConfig(BaseModel):
     pull_interval: float = Field(default=5.0, ge=1, le=600)
     """Seconds between two reads of every rank's flight recorder, at wall-clock multiples.
     A ring of 2,000 entries bears 400 collectives a second at 5 s."""
+    nccl_pull: NcclPull = NcclPull.NEVER
+    """Whether the flight recorder of legacy NCCL may be read; see ``pull_policy``."""
     listen: str | None = None
     """Loopback address for OTLP over TCP, ``127.0.0.1:4318``; None: unix socket only."""
+
+    on_hang: str = "report"
+    """What follows a hang once its bundle is in place: ``report``, ``dump``, ``abort``, or a
+    command line; see ``on_hang.choice``."""
 
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, value: str | None) -> str | None:
         if value is not None:
             parse_listen(value)
+        return value
+
+    @field_validator("on_hang")
+    @classmethod
+    def _check_on_hang(cls, value: str) -> str:
+        parse_on_hang(value)
         return value
 
     @property

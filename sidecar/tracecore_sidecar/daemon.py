@@ -18,11 +18,15 @@ import time
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar import blindness
+from tracecore_sidecar.bundle.bundler import Bundler
 from tracecore_sidecar.detectors.catalogue import built_in
 from tracecore_sidecar.engine import Engine
 from tracecore_sidecar.evidence import EvidenceFetcher
 from tracecore_sidecar.forward.forwarder import Forwarder
 from tracecore_sidecar.intake.listen import parse_listen
+from tracecore_sidecar.on_hang.choice import parse_on_hang
+from tracecore_sidecar.on_hang.responder import Responder
+from tracecore_sidecar.pull_policy import unread_recorders
 from tracecore_sidecar.receiver import IntakeStats, create_app
 from tracecore_sidecar.render import render_text
 from tracecore_sidecar.serving import Doors
@@ -30,7 +34,7 @@ from tracecore_sidecar.sinks.jsonl import JsonlSink
 from tracecore_sidecar.sinks.otlp_events import OtlpEventSink
 from tracecore_sidecar.sinks.record_file import RecordWriter
 from tracecore_sidecar.sinks.terminal import Terminal, format_status
-from tracecore_sidecar.sources.process import read_process
+from tracecore_sidecar.sources.processes import ProcessSampler
 from tracecore_sidecar.sources.rank_pages import attempts, copy_pages, read_pages
 from tracecore_sidecar.state.store import MAX_WORLD_SIZE, Store
 from tracecore_sidecar.summary import RunSummary, write_summary
@@ -76,6 +80,7 @@ class Daemon:
             clock=time.monotonic_ns,
         )
         self._summary = RunSummary()
+        self._node_signals = blindness.of_this_node(is_launched=config.parent_pid is not None)
         self._intake = IntakeStats()
         self._stop = asyncio.Event()
         self._terminal = Terminal(sys.stderr, config.display.value)
@@ -91,7 +96,18 @@ class Daemon:
             self._forward.offer, self._source(attempt=0), wall_offset_ns=self._wall_offset_ns
         )
         self._ranks_by_pid: dict[int, int] = {}
+        self._processes = ProcessSampler()
         self._is_closing = False
+        bundler = Bundler(config.job_dir, config.node_output, wall_offset_ns=self._wall_offset_ns)
+        self._responder = Responder(
+            parse_on_hang(config.on_hang),
+            bundler,
+            job_dir=config.job_dir,
+            output=config.node_output,
+            wall_offset_ns=self._wall_offset_ns,
+            nccl_pull=config.nccl_pull,
+            tell=self._terminal.verdict,
+        )
         self._meter = Meter(
             store,
             intake=self._intake.as_dict,
@@ -100,6 +116,7 @@ class Daemon:
                 "records": lambda: self._records.num_lost,
                 "verdicts": lambda: self._sink.num_lost,
                 "terminal": lambda: self._terminal.num_dropped,
+                "bundles": lambda: bundler.num_lost,
             },
         )
         self._evidence = EvidenceFetcher(
@@ -107,6 +124,8 @@ class Daemon:
             on_records=self._ingest,
             wall_offset_ns=self._wall_offset_ns,
             on_pull=self._meter.times.pulled,
+            nccl_pull=config.nccl_pull,
+            look_closely=self._processes.look_closely,
         )
         self._events: list[tuple[IncidentEvent, str]] = []
 
@@ -147,6 +166,7 @@ class Daemon:
         finally:
             self._is_closing = True
             await self._evidence.close()
+            await self._responder.close()
             await doors.close()
             self._finish()
 
@@ -158,6 +178,8 @@ class Daemon:
         self._tell(tick.events, tick.view, now_ns)
         if tick.view is not None:
             self._ranks_by_pid = tick.view.ranks_by_pid()
+            self._summary.see_ends(tick.view)
+            self._responder.on_tick(tick.verdicts, tick.view.job.attempt)
             self._evidence.request(tick.wanted, tick.view, now_ns)
             self._evidence.pull_on_schedule(self._config.pull_interval, tick.view, now_ns)
             self._terminal.status(format_status(tick.view, tick.verdicts))
@@ -171,7 +193,7 @@ class Daemon:
         attempt = max(seen)
         pages, _problems = read_pages(self._config.job_dir, attempt, now_ns, MAX_WORLD_SIZE)
         records: list[Record] = list(pages)
-        records += [read_process(page.rank, page.pid, now_ns) for page in pages]
+        records += self._processes.sample(pages, now_ns)
         if records:
             self._ingest(records, attempt)
 
@@ -204,6 +226,7 @@ class Daemon:
             self._sink.on_event(event, view.job)
             self._events_sink.on_event(event, view.job)
             self._meter.on_event(event, view.job)
+            self._responder.on_event(event, view)
             if event.change == "closed":
                 continue
             text = render_text(event.verdict, now_ns=now_ns, wall_offset_ns=self._wall_offset_ns)
@@ -225,12 +248,18 @@ class Daemon:
             self._summary,
             verdicts=[headline for _, headline in self._events],
             view=view,
-            blind=(*self._engine.blind(), *blindness.of_this_node()),
+            blind=(
+                *self._engine.blind(),
+                *self._processes.blind(),
+                *(unread_recorders(view, self._config.nccl_pull) if view is not None else ()),
+            ),
+            node=self._node_signals,
             intake=self._intake.as_dict(),
             forward=self._forward.as_dict(),
             num_dropped=dict(self._engine.store.num_dropped),
             num_pages=copied,
         )
+        self._processes.close()
         self._terminal.summary(summary)
         self._terminal.close()
 
@@ -243,7 +272,7 @@ class Daemon:
         return (
             f"tracecore: job {config.job_id}, sidecar pid {os.getpid()} on "
             f"unix:{runtime.sidecar_socket(config.job_dir)}, output in {config.output}; {told}"
-            f"blind: {'; '.join(blindness.of_this_node())}"
+            f"blind: {'; '.join(self._node_signals.texts())}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Python stacks of a rank, taken from outside by py-spy without stopping it.
+"""Python stacks of a rank, taken from outside by py-spy; only native ones stop it for that time.
 
 py-spy runs as a process of its own with a deadline, and no more of its output is kept than a
 sane dump needs. A stack that cannot be had is a record too: it says why and the way out.
@@ -33,18 +33,26 @@ NUM_TRIES = 3
 
 
 async def dump_stacks(
-    rank: int, pid: int, now: int, *, program: str | None = None, timeout_s: float = TIMEOUT_S
+    rank: int,
+    pid: int,
+    now: int,
+    *,
+    program: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    is_native: bool = False,
 ) -> list[StackRecord]:
     """Give one record per thread, ``MainThread`` first, or one record that says why not.
 
     ``now`` becomes the records' time; ``program`` is py-spy, found where it is not given. Takes
-    ``timeout_s`` and a moment at most and never blocks the event loop.
+    ``timeout_s`` and a moment at most and never blocks the event loop. ``is_native`` shows the
+    frames of C and C++ too; that pauses the process for 0.05 to 1 s.
     """
     program = program or find_py_spy()
     if program is None:
         error = "py-spy is neither beside this Python nor on PATH; pip install py-spy"
         return [_failure(rank, pid, now, error)]
-    command = (program, "dump", "--nonblocking", "--json", "--pid", str(pid))
+    way = "--native" if is_native else "--nonblocking"
+    command = (program, "dump", way, "--json", "--pid", str(pid))
     try:
         return await asyncio.wait_for(_dump(command, rank, pid, now), timeout_s)
     except asyncio.TimeoutError:
