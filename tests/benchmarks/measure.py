@@ -90,6 +90,20 @@ def extremes(
     )
 
 
+def missing(group: str, what: str, reason: str) -> Row:
+    """Make a row that says why nothing was measured."""
+    return Row(
+        group=group,
+        what=what,
+        unit="",
+        measured=0,
+        low=0,
+        high=0,
+        num_samples=0,
+        note=f"not measured: {reason}",
+    )
+
+
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Give the 95 % bootstrap interval of the median."""
     if len(values) < 2:

@@ -185,7 +185,11 @@ class SyntheticRank:
             self._page.words[Word.HEARTBEAT] = time.monotonic_ns()
             rows, self._waiting = self._waiting, []
             self._totals.add(rows)
-            states: list[Record] = [] if number else [self._identity.record(()), *self._groups]
+            states: list[Record] = (
+                []
+                if number
+                else [self._identity.record(measured=(), blind=(), off=()), *self._groups]
+            )
             source = self._identity.source(self._offset_ns)
             records: tuple[Record, ...] = (*states, *rows, *self._progress())
             body = encode_logs(Batch(source=source, records=records))
