@@ -37,23 +37,36 @@ class SelfReport:
         self._off = off
         self._hooks = hooks
         self._guards = guards
-        self._told: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._given = tuple(signals.given_by(signals.PAGE))
+        self._num_hooks = 0
+        self._polled: tuple[tuple[PolledHook, Guard], ...] = ()
+        self._told: tuple[int, tuple[str, ...]] | None = None
         self._failures_told: dict[str, int] = {}
 
     def __call__(self, is_full: bool) -> list[Record]:
         """Give what is new, or with ``is_full`` everything that still holds."""
+        if len(self._hooks) != self._num_hooks:
+            self._look_at_hooks()
         records = self._from_hooks(is_full)
         return [*self._introduction(is_full), *records, *self._failures(), *self._refused()]
 
+    def _look_at_hooks(self) -> None:
+        """Sort out once which hooks are polled; asking a protocol takes 5 to 20 µs each time."""
+        hooks = list(self._hooks)
+        self._polled = tuple((h, guard) for h, guard in hooks if isinstance(h, PolledHook))
+        self._given = (
+            *signals.given_by(signals.PAGE),
+            *(name for hook, _ in hooks for name in signals.given_by(hook.name)),
+        )
+        self._num_hooks = len(hooks)
+
     def _introduction(self, is_full: bool) -> list[Record]:
         blind = tuple(dict.fromkeys(self._blind_now()))
-        given = [name for hook, _ in self._hooks for name in signals.given_by(hook.name)]
-        measured = signals.measured_among(
-            [*signals.given_by(signals.PAGE), *given], blind=blind, off=self._off
-        )
-        if (measured, blind) == self._told and not is_full:
+        seen = (len(self._given), blind)
+        if seen == self._told and not is_full:
             return []
-        self._told = (measured, blind)
+        self._told = seen
+        measured = signals.measured_among(self._given, blind=blind, off=self._off)
         return [self._identity.record(measured=measured, blind=blind, off=tuple(self._off))]
 
     def _blind_now(self) -> Iterator[str]:
@@ -71,8 +84,8 @@ class SelfReport:
 
     def _from_hooks(self, is_full: bool) -> list[Record]:
         records: list[Record] = []
-        for hook, guard in self._hooks:
-            if isinstance(hook, PolledHook) and guard.is_open:
+        for hook, guard in self._polled:
+            if guard.is_open:
                 with guard:
                     records.extend(hook.poll(is_full))
         return records

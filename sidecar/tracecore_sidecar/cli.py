@@ -21,10 +21,12 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"]:
         from tracecore_integrations.torchrun import main as run_main
+        from tracecore_sidecar.on_hang.choice import parse_on_hang
 
-        return run_main(arguments[1:])
+        return run_main(arguments[1:], check_on_hang=parse_on_hang)
     try:
-        cli.main(arguments, prog_name="tracecore", standalone_mode=False)
+        # What a command raised as click's Exit comes back as its code.
+        exit_code = cli.main(arguments, prog_name="tracecore", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -35,7 +37,7 @@ def main() -> int:
         return 1
     except (click.Abort, KeyboardInterrupt):
         return 130
-    return 0
+    return int(exit_code or 0)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +49,7 @@ def cli() -> None:
     Examples:
       tracecore run --nproc-per-node 8 train.py --lr 3e-4
       tracecore replay tracecore-runs/20260101-120000-ab12
+      tracecore doctor
     """
 
 
@@ -85,11 +88,28 @@ def run_help() -> None:
     help="Seconds between two reads of each rank's flight recorder.",
 )
 @click.option(
+    "--nccl-pull",
+    envvar="TRACECORE_NCCL_PULL",
+    type=click.Choice(["never", "on-suspicion"]),
+    default="never",
+    show_default=True,
+    help="Whether the flight recorder of legacy NCCL may be read when a hang is suspected.",
+)
+@click.option(
     "--listen",
     envvar="TRACECORE_LISTEN",
     default=None,
     metavar="ADDRESS",
     help="Take OTLP over loopback TCP too: 127.0.0.1:4318. Default: TRACECORE_LISTEN, or none.",
+)
+@click.option(
+    "--on-hang",
+    envvar="TRACECORE_ON_HANG",
+    default="report",
+    show_default=True,
+    metavar="ACTION",
+    help="What follows a hang, once its bundle is in place: report, dump, abort, or a command "
+    "line that gets the bundle's path. Default: TRACECORE_ON_HANG, or report.",
 )
 @click.option("--parent-pid", type=int, default=None, hidden=True)
 def sidecar(
@@ -99,7 +119,9 @@ def sidecar(
     node_rank: int,
     display: str,
     pull_interval: float,
+    nccl_pull: str,
     listen: str | None,
+    on_hang: str,
     parent_pid: int | None,
 ) -> None:
     """Run a sidecar by hand, for a job started with plain torchrun.
@@ -116,6 +138,7 @@ def sidecar(
 
     from tracecore_sidecar.config import Display, SidecarConfig
     from tracecore_sidecar.daemon import Daemon
+    from tracecore_sidecar.pull_policy import NcclPull
     from tracecore_train import runtime
 
     job_id = job_id or os.environ.get("TRACECORE_JOB_ID") or "job"
@@ -128,7 +151,9 @@ def sidecar(
             parent_pid=parent_pid,
             display=Display(display),
             pull_interval=pull_interval,
+            nccl_pull=NcclPull(nccl_pull),
             listen=listen or None,
+            on_hang=on_hang,
         )
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -170,3 +195,64 @@ def replay(path: Path, as_json: bool) -> None:
             click.echo(text + "\n")
     if num_verdicts == 0 and not as_json:
         click.echo("no verdicts in this recording")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(5, 600),
+    default=60.0,
+    show_default=True,
+    help="Seconds the sidecar and the rank of the trial may take to start.",
+)
+def doctor(as_json: bool, timeout: float) -> None:
+    """Say what can be seen on this machine with this torch, and how to see more.
+
+    Runs a job of one rank beside a sidecar for some seconds, looks at what the node shows, and
+    prints each signal as measured, blind (with the reason) or off, with the way to open it. Run
+    it where the job will run: in its container, as its user, with its environment.
+
+    Exit code 0 even with blind spots; 1 where the path from a rank to the sidecar does not work.
+
+    \b
+    Examples:
+      tracecore doctor
+      tracecore doctor --json | jq '.signals[] | select(.state == "blind")'
+      srun --nodes 2 --ntasks-per-node 1 tracecore doctor
+    """
+    from tracecore_sidecar.doctor.command import examine
+
+    answer, exit_code = examine(
+        as_json=as_json, timeout_s=timeout, tell=lambda text: click.echo(text, err=True)
+    )
+    click.echo(answer)
+    raise click.exceptions.Exit(exit_code)
+
+
+@cli.command()
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH...",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
+def diagnose(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Say what hung, from evidence you already have: files or directories, known by content.
+
+    Flight recorder dumps of torch (pickle or JSON, gzip or not, any subset of ranks), our own
+    output and bundles, and training logs.
+
+    \b
+    Example:
+      tracecore diagnose /tmp/nccl_trace_rank_* train.log
+    """
+    from tracecore_sidecar.offline.diagnose import diagnose_paths
+    from tracecore_sidecar.offline.text import answer_text
+
+    answer = diagnose_paths(paths)
+    click.echo(json.dumps(answer.to_json()) if as_json else answer_text(answer))
+    if not any(item.status == "read" for item in answer.inputs):
+        raise click.exceptions.Exit(1)

@@ -36,3 +36,12 @@ EVENT_PREFIX = "tracecore."
 """EventName of a log record that carries a table is this prefix and the record kind."""
 VERDICT_EVENT = EVENT_PREFIX + "verdict"
 """EventName of a log record that tells how an incident changed (``docs/otlp.md``); no table."""
+
+INT_COLUMNS = "int_columns"
+"""In the body of a table: names of its integer columns, comma separated."""
+
+INTS = "ints"
+"""In the body of a table: their values, little-endian int64, one column after the other."""
+
+JSON_COLUMNS = "json_columns"
+"""In the body of a table: all other columns, as JSON text of one object of lists."""

@@ -1,9 +1,10 @@
 """Batches of records to OTLP log requests and back.
 
 A batch is one ``ResourceLogs``: the source is the resource, each table is one log record with
-``EventName`` ``tracecore.<kind>`` and a key-value body with a value per column: required integer
-columns as little-endian int64 bytes (about 5 µs per 1,000 rows against milliseconds for one
-attribute each), every other column as JSON text. Any OTLP backend can store it; only we read it.
+``EventName`` ``tracecore.<kind>`` and a key-value body: the names of the required integer columns,
+their values as little-endian int64 bytes, one column after the other (about 5 µs per 1,000 rows
+against milliseconds for one attribute each), and all other columns as one JSON object. Any OTLP
+backend can store it; only we read it.
 
 Importing this module loads protobuf (about 31 ms): ranks do so in the export thread only.
 """
@@ -15,7 +16,8 @@ import sys
 import uuid
 from array import array
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -26,7 +28,14 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tracecore_train.errors import WireError
 from tracecore_train.wire import attributes as attr
-from tracecore_train.wire.records import SCHEMA_VERSION, Batch, Record, Source, SourceKind
+from tracecore_train.wire.records import (
+    SCHEMA_VERSION,
+    Batch,
+    Record,
+    RecordKind,
+    Source,
+    SourceKind,
+)
 from tracecore_train.wire.tables import MAX_ROWS, Column, Table, columns_of, from_table, to_tables
 
 if TYPE_CHECKING:
@@ -35,6 +44,8 @@ if TYPE_CHECKING:
 SCOPE_NAME = "tracecore_train"
 _SERVICE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 """Namespace that OpenTelemetry's semantic conventions give for ``service.instance.id``."""
+MAX_COLUMNS = 256
+"""Columns of a table; the widest kind has some 30."""
 _MAX_NAME = 512
 """Characters of a job id or host name."""
 
@@ -207,15 +218,24 @@ def _log_record(table: Table, wall_offset_ns: int) -> LogRecord:
         time_unix_nano=max(0, table.columns["time_ns"][-1] + wall_offset_ns),
         attributes=key_values({attr.NUM_ROWS: table.num_rows}),
     )
-    body = log.body.kvlist_value
-    for column in columns_of(table.kind):
-        values = table.columns[column.name]
-        if _is_packed(column):
-            body.values.add(key=column.name).value.bytes_value = _pack(values)
-        else:
-            text = json.dumps(values, separators=(",", ":"))
-            body.values.add(key=column.name).value.string_value = text
+    packed, others = _layout(table.kind)
+    columns = table.columns
+    body = log.body.kvlist_value.values
+    body.add(key=attr.INT_COLUMNS).value.string_value = ",".join(packed)
+    ints = chain.from_iterable(map(columns.__getitem__, packed))
+    body.add(key=attr.INTS).value.bytes_value = _pack(ints)
+    if others:
+        text = json.dumps({name: columns[name] for name in others}, separators=(",", ":"))
+        body.add(key=attr.JSON_COLUMNS).value.string_value = text
     return log
+
+
+@cache
+def _layout(kind: RecordKind) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the columns that travel packed, and the others."""
+    packed = tuple(column.name for column in columns_of(kind) if _is_packed(column))
+    others = tuple(column.name for column in columns_of(kind) if not _is_packed(column))
+    return packed, others
 
 
 def _records_or_reason(log: LogRecord) -> tuple[list[Record], str]:
@@ -229,15 +249,13 @@ def _records(log: LogRecord) -> list[Record]:
     kind = log.event_name.removeprefix(attr.EVENT_PREFIX)
     if log.body.WhichOneof("value") != "kvlist_value":
         raise WireError(f"{kind[:60]}: body is not a key-value list")
-    columns: dict[str, list[Any]] = {}
-    for item in log.body.kvlist_value.values:
-        form = item.value.WhichOneof("value")
-        if form == "bytes_value":
-            columns[item.key] = _unpack(item.key, item.value.bytes_value)
-        elif form == "string_value":
-            columns[item.key] = _loads(item.key, item.value.string_value)
-        else:
-            raise WireError(f"{kind[:60]}.{item.key[:60]}: a column is bytes or JSON text")
+    body = {item.key: item.value for item in log.body.kvlist_value.values}
+    if attr.INT_COLUMNS not in body or attr.INTS not in body:
+        raise WireError(f"{kind[:60]}: body without {attr.INT_COLUMNS} and {attr.INTS}")
+    names = body[attr.INT_COLUMNS].string_value.split(",", MAX_COLUMNS)
+    columns: dict[str, Any] = _unpack(kind, names, body[attr.INTS].bytes_value)
+    if attr.JSON_COLUMNS in body:
+        columns |= _loads(kind, body[attr.JSON_COLUMNS].string_value)
     return from_table(kind, columns)
 
 
@@ -252,21 +270,24 @@ def _pack(values: Iterable[int]) -> bytes:
     return packed.tobytes()
 
 
-def _unpack(name: str, raw: bytes) -> list[int]:
-    if len(raw) % 8 or len(raw) > 8 * MAX_ROWS:
-        raise WireError(f"column {name[:60]}: {len(raw)} bytes are not 64-bit integers")
+def _unpack(kind: str, names: list[str], raw: bytes) -> dict[str, Any]:
+    """Cut packed integers into columns of equal length."""
+    num_rows, rest = divmod(len(raw), 8 * len(names))
+    if rest or num_rows > MAX_ROWS or len(names) > MAX_COLUMNS:
+        raise WireError(f"{kind[:60]}: {len(raw)} bytes are not {len(names)} columns of integers")
     packed = array("q")
     packed.frombytes(raw)
     if sys.byteorder == "big":
         packed.byteswap()
-    return packed.tolist()
+    values = packed.tolist()
+    return {name: values[i * num_rows : (i + 1) * num_rows] for i, name in enumerate(names)}
 
 
-def _loads(name: str, text: str) -> list[Any]:
+def _loads(kind: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WireError(f"column {name[:60]}: not JSON ({type(error).__name__})") from None
-    if not isinstance(value, list):
-        raise WireError(f"column {name[:60]}: JSON {type(value).__name__}, not a list")
+        raise WireError(f"{kind[:60]}: columns are not JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise WireError(f"{kind[:60]}: columns are JSON {type(value).__name__}, not an object")
     return value

@@ -336,7 +336,9 @@ def view(world_size: int = 2, num_seen: int = 2, **changes: object) -> JobView:
     columns: dict[str, object] = {
         name: zeros for name in RankColumns.__dataclass_fields__ if not name.startswith("is_")
     }
-    columns |= {"is_seen": seen, "is_ended": np.zeros(world_size, dtype=bool)}
+    nobody = np.zeros(world_size, dtype=bool)
+    columns |= {"is_seen": seen, "is_ended": nobody}
+    columns |= {"is_active_only": nobody, "is_truncated": nobody}
     columns |= {"num_steps": np.where(seen, 120, 0)}
     columns |= {key: value for key, value in changes.items() if key in columns}
     table = np.zeros((4, world_size), dtype=np.int64)
