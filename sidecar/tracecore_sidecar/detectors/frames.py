@@ -18,6 +18,12 @@ _OURS_OR_TORCH = re.compile(
     r"(^|/)(torch|tracecore_train|tracecore_sidecar|tracecore_integrations)/|^<"
 )
 _STANDARD_LIBRARY = re.compile(r"/lib/python3[^/]*/(?!site-packages|dist-packages)")
+_RENDEZVOUS = frozenset(
+    {"init_process_group", "new_group", "split_group", "_new_process_group_helper"}
+    | {"_store_based_barrier", "rendezvous", "_create_c10d_store", "next_rendezvous"}
+)
+_COMPILER = re.compile(r"(^|/)(torch/_dynamo|torch/_inductor|torch/_functorch|triton)/")
+_DEBUGGER = re.compile(r"(^|/)(pdb|bdb|ipdb|pudb|debugpy|pydevd)(/|\.py|\Z)")
 _PEER_WAIT = re.compile(r"(^|_)(i?send|i?recv|p2p|barrier|communicate)(_|$)|^wait$")
 
 
@@ -74,3 +80,21 @@ def waits_for_peer(stack: StackRecord) -> bool:
         if not _is_standard_library(file):
             return bool(_PEER_WAIT.search(function))
     return False
+
+
+def is_in_rendezvous(stack: StackRecord) -> bool:
+    """Say whether it waits for other ranks in the making of a process group."""
+    return any(
+        _function(frame) in _RENDEZVOUS and "torch/distributed/" in _file(frame)
+        for frame in stack.frames
+    )
+
+
+def is_compiling(stack: StackRecord) -> bool:
+    """Say whether a compiler of torch or triton is at work in it."""
+    return any(_COMPILER.search(_file(frame)) for frame in stack.frames)
+
+
+def is_in_debugger(stack: StackRecord) -> bool:
+    """Say whether somebody holds it in a debugger."""
+    return any(_DEBUGGER.search(_file(frame)) for frame in stack.frames)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors import Findings, Wanted, WantedKind, hang_report, wait_graph
-from tracecore_sidecar.detectors.hang_diagnosis import Scene, diagnose, read
+from tracecore_sidecar.detectors import Findings, Wanted, WantedKind, hang_report
+from tracecore_sidecar.detectors.hang_diagnosis import diagnose, look
 from tracecore_sidecar.detectors.whereabouts import SECOND_NS, Patience, Place, main_stack
 
 if TYPE_CHECKING:
-    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis
-    from tracecore_sidecar.detectors.whereabouts import Whereabouts
+    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
     from tracecore_sidecar.state.view import Bools, JobView
     from tracecore_sidecar.verdicts import Verdict
 
@@ -66,8 +65,8 @@ class HangState:
     """When progress stopped; 0: no suspicion."""
     suspected_ns: int = 0
     """When the suspicion was raised; 0: none."""
-    verdict: Verdict | None = None
-    """The verdict of this hang, once there is one."""
+    verdicts: tuple[Verdict, ...] = ()
+    """The verdicts of this hang, once there are any: one for each independent cause."""
 
 
 class HangDetector:
@@ -98,27 +97,24 @@ class HangDetector:
                 return Findings(verdicts=(), state=HangState(started_ns=started_ns), wanted=wanted)
             state = HangState(started_ns=started_ns, stopped_ns=progress_ns, suspected_ns=now)
 
-        stopped_ns = state.stopped_ns
-        readings = read(view, stopped_ns=stopped_ns, fresh_after_ns=stopped_ns + settings.settle_ns)
-        graph = wait_graph.build(view, readings)
-        scene = Scene(
-            view=view,
-            graph=graph,
-            readings=readings,
-            stopped_ns=stopped_ns,
+        scene = look(
+            view,
+            stopped_ns=state.stopped_ns,
+            fresh_after_ns=state.stopped_ns + settings.settle_ns,
             now=now,
             patience=settings.patience,
         )
-        diagnosis = diagnose(scene)
+        found = diagnose(scene)
         # Once a verdict stands, only ranks that still wait can change it: waits that time out
         # look like nobody waiting, and that is no news about who was missing.
-        may_report = state.verdict is None or bool(graph.heads)
-        if diagnosis is not None and may_report and self._is_due(scene, diagnosis, state):
-            state = replace(state, verdict=hang_report.report(scene, diagnosis))
+        may_report = not state.verdicts or scene.graph.num_waiting > 0
+        if found and may_report and self._is_due(scene, found, state):
+            told = tuple(hang_report.report(scene, diagnosis) for diagnosis in found)
+            state = replace(state, verdicts=told)
         return Findings(
-            verdicts=() if state.verdict is None else (state.verdict,),
+            verdicts=state.verdicts,
             state=state,
-            wanted=self._wishes(scene, live, diagnosis, state),
+            wanted=self._wishes(scene, live, found, state),
         )
 
     def _quiet_limit(self, view: JobView) -> int:
@@ -135,23 +131,23 @@ class HangDetector:
             limit = max(limit, settings.start_quiet_ns)
         return limit
 
-    def _is_due(self, scene: Scene, diagnosis: Diagnosis, state: HangState) -> bool:
+    def _is_due(self, scene: Scene, found: tuple[Diagnosis, ...], state: HangState) -> bool:
         """Say whether this is a second look, with the evidence there is to have, and no excuse."""
         settings, now = self.settings, scene.now
-        if now <= state.suspected_ns or now < diagnosis.accuse_after_ns:
+        if now <= state.suspected_ns or now < max(d.accuse_after_ns for d in found):
             return False
-        if not scene.graph.heads:
-            is_busy = any(w.place is Place.BUSY for w in diagnosis.bystanders)
+        if not scene.graph.num_waiting:
+            is_busy = any(w.place is Place.BUSY for d in found for w in d.bystanders)
             limit = settings.nobody_waits_busy_ns if is_busy else settings.nobody_waits_ns
             return now - state.stopped_ns > limit
         if now - state.suspected_ns >= settings.evidence_ns:
             return True
         ranks = scene.view.ranks
         is_missing = ranks.is_seen & ~scene.readings.is_fresh & ~scene.readings.is_out
-        return not is_missing.any() and all(w.is_examined for w in diagnosis.suspects)
+        return not is_missing.any() and all(w.is_examined for d in found for w in d.suspects)
 
     def _wishes(
-        self, scene: Scene, live: Bools, diagnosis: Diagnosis | None, state: HangState
+        self, scene: Scene, live: Bools, found: tuple[Diagnosis, ...], state: HangState
     ) -> tuple[Wanted, ...]:
         """Ask for what is missing or has grown old."""
         settings, view, now = self.settings, scene.view, scene.now
@@ -159,17 +155,15 @@ class HangDetector:
         is_first_look = now == state.suspected_ns
         unread = live & ~readings.is_out & (is_first_look | ~readings.is_fresh)
         wanted = list(_ask(WantedKind.COLLECTIVES, unread))
-        looked_at: tuple[Whereabouts, ...] = ()
-        if diagnosis is not None:
-            looked_at = diagnosis.suspects or diagnosis.bystanders
+        looked_at = [w for d in found for w in d.suspects or d.bystanders]
         candidates = [w.rank for w in looked_at if not readings.is_out[w.rank]]
-        candidates = candidates[: settings.max_asked]
         oldest_ns = scene.stopped_ns
-        if state.verdict is None:
+        if not state.verdicts:
             oldest_ns = max(oldest_ns, now - settings.stack_refresh_ns)
             if candidates:
-                wanted.append(_wish(WantedKind.PROCESS, candidates))
+                wanted.append(_wish(WantedKind.PROCESS, candidates[: settings.max_asked]))
         unseen = [rank for rank in candidates if main_stack(view, rank, oldest_ns) is None]
+        unseen = unseen[: settings.max_asked]
         if unseen:
             wanted.append(_wish(WantedKind.STACKS, unseen))
         return tuple(wanted)

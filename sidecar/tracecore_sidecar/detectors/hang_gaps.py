@@ -6,34 +6,59 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracecore_sidecar.detectors.unseen import unseen_texts
+
 if TYPE_CHECKING:
     from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
 
 MAX_LISTED = 8
 """Ranks whose gaps are listed."""
+WANTED = (
+    "rank_page",
+    "steps",
+    "input",
+    "checkpoint",
+    "process_groups",
+    "collectives.counters",
+    "collectives.entries",
+    "exceptions",
+)
+"""Signals of a rank that say where it is; without one of them a hang is judged with less."""
 
 
 def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
     """List the gaps, each as ``thing: reason``."""
-    view = scene.view
+    view, is_blind = scene.view, scene.view.is_in_blind_group()
     missing = [
         f"collectives of rank {r}: {_whyunread(scene, r)}" for r in unread(scene)[:MAX_LISTED]
+    ]
+    unread_groups = [
+        group
+        for group in view.groups.values()
+        if group.is_blind and is_blind[list(group.members)].any()
     ]
     missing += [
         f"collectives of {group.pg_desc or group.pg_name}: the recorder of backend "
         f"{group.backend} is not read by this version"
-        for group in list(view.groups.values())[:MAX_LISTED]
-        if group.is_blind
+        for group in unread_groups[:MAX_LISTED]
     ]
-    if any("gloo" in group.backend for group in view.groups.values()):
+    if any(
+        "gloo" in group.backend and not len(group.points.member) for group in view.groups.values()
+    ):
         missing.append("send/recv: torch does not record them on gloo")
+    missing += [
+        f"collectives of rank {rank}: not read; it took part in later ones, so it has entered"
+        for rank in diagnosis.presumed
+    ]
     for located in diagnosis.suspects[:MAX_LISTED]:
         rank = located.rank
         if not scene.readings.is_fresh[rank]:
             missing.append(
                 f"collectives of rank {rank}: unread since progress stopped, it {located.text}"
             )
-        if not located.is_certain:
+        if not located.is_certain and not scene.is_live:
+            missing.append(f"whereabouts of rank {rank}: a dump does not tell where it was instead")
+        if not located.is_certain and scene.is_live:
             missing.append(f"stack of rank {rank}: {_why_no_stack(scene, rank)}")
         if lost := view.num_lost.get(rank):
             missing.append(f"records of rank {rank}: {lost} were lost")
@@ -41,8 +66,7 @@ def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
         if identity is not None and identity.device != "cpu":
             missing.append(f"device of rank {rank}: its queues and kernels are not looked at")
     concerned = [w.rank for w in diagnosis.suspects] + unread(scene)
-    for rank in sorted(set(concerned))[:MAX_LISTED]:
-        missing += [f"rank {rank}, {signal}" for signal in view.blind.get(rank, ())]
+    missing += unseen_texts(view, sorted(set(concerned))[:MAX_LISTED], WANTED)
     return tuple(missing)
 
 
@@ -57,6 +81,8 @@ def unread(scene: Scene) -> list[int]:
 
 def _whyunread(scene: Scene, rank: int) -> str:
     ranks = scene.view.ranks
+    if not scene.is_live and not ranks.pull_ns[rank]:
+        return "no dump of this rank was given"
     if not ranks.is_seen[rank]:
         return "this rank was never seen"
     if ranks.pull_failed_ns[rank]:

@@ -31,7 +31,7 @@ def suspect_of(view: JobView, rank: int) -> Suspect:
 def host_of(view: JobView, rank: int) -> str | None:
     """Give the host a rank runs on, where it is known."""
     index = int(view.ranks.host_index[rank])
-    return view.hosts[index] if 0 <= index < len(view.hosts) else None
+    return view.hosts[index] or None if 0 <= index < len(view.hosts) else None
 
 
 def ranks_text(ranks: Iterable[int]) -> str:

@@ -129,7 +129,7 @@ class StragglerDetector:
         candidates = {
             key: candidate
             for key, candidate in state.candidates.items()
-            if not view.ranks.is_ended[key[1]]
+            if not view.ranks.is_ended[key[1]] and candidate.finding.pg_name in view.groups
         }
         for cohort in cohorts(view):
             pulled_ns = int(view.ranks.pull_ns[list(cohort.ranks)].min())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracecore_sidecar.detectors.naming import group_text, ranks_text, span_text, suspect_of
+from tracecore_sidecar.detectors.unseen import unseen_texts
 from tracecore_sidecar.verdicts import Confidence, Cost, Evidence, Severity, Verdict
 
 if TYPE_CHECKING:
@@ -19,6 +20,17 @@ MIN_COVERAGE = 0.2
 """Share of the steps that must have been sampled for full confidence."""
 ORDINARY_SHARE = 0.1
 """Part of the lateness below which the input wait counts as ordinary."""
+WANTED = (
+    "steps",
+    "step_parts",
+    "device_time",
+    "input",
+    "checkpoint",
+    "gc",
+    "process_groups",
+    "collectives.entries",
+)
+"""Signals of a rank that tell where its time goes; without one of them it is told with less."""
 HOST = "host side, not in input or checkpoint: forward, backward or other code"
 _ACTIONS = {
     "input": "look at the input of {rank}: its storage, loader workers and shard sizes",
@@ -197,7 +209,7 @@ def _attribution(
 
 def _not_measured(view: JobView, candidate: Candidate) -> tuple[str, ...]:
     finding = candidate.finding
-    missing = ["split of forward and backward: neither is timed"]
+    missing = ["step_parts: forward and backward are not compared between ranks yet"]
     if _is_on_device(view, finding):
         missing.append("device time: arrival is when the host enters, not when the device starts")
     if not finding.is_whole:
@@ -207,6 +219,5 @@ def _not_measured(view: JobView, candidate: Candidate) -> tuple[str, ...]:
         missing.append(f"collectives: {lost} records were lost while this was measured")
     if finding.coverage < MIN_COVERAGE:
         missing.append(f"other steps: only {finding.coverage:.0%} of the steps were sampled")
-    for rank in finding.cohort:
-        missing += [f"rank {rank}, {signal}" for signal in view.blind.get(rank, ())]
+    missing += unseen_texts(view, finding.cohort, WANTED)
     return tuple(missing)

@@ -15,6 +15,9 @@ import numpy as np
 
 from tracecore_sidecar.detectors.frames import (
     first_frame,
+    is_compiling,
+    is_in_debugger,
+    is_in_rendezvous,
     is_saving,
     top_frame,
     user_frames,
@@ -40,7 +43,12 @@ class Place(str, Enum):
     STOPPED = "stopped"
     INPUT = "input"
     CHECKPOINT = "checkpoint"
+    EXCEPTION = "exception"
     GIL = "gil"
+    GC = "gc"
+    DEBUGGER = "debugger"
+    COMPILE = "compile"
+    RENDEZVOUS = "rendezvous"
     PEER_WAIT = "peer_wait"
     PHASE = "phase"
     BUSY = "busy"
@@ -63,6 +71,12 @@ class Patience:
     """Times its longest checkpoint so far: storage that is ten times slower than ever hangs."""
     phase_ns: int = 60 * SECOND_NS
     """Inside a phase the user named: an evaluation or export on one rank."""
+    compile_ns: int = 300 * SECOND_NS
+    """Inside torch's or triton's compiler: a large model takes minutes."""
+    gc_ns: int = 30 * SECOND_NS
+    """Inside Python's garbage collector: a heap of tens of GB takes this long."""
+    debugger_ns: int = 1_800 * SECOND_NS
+    """Held in a debugger: somebody is at work."""
     busy_ns: int = 30 * SECOND_NS
     """Running code with its interpreter alive: sampling, compilation, garbage collection."""
     unknown_ns: int = 60 * SECOND_NS
@@ -140,6 +154,21 @@ def _place(
     if has_page and input_ns:
         text = f"has been inside next(dataloader) for {span_text(now - input_ns)}"
         return Place.INPUT, text, 0
+    if has_page and (exception := _exception(view, rank)):
+        return Place.EXCEPTION, f"is handling an exception ({exception})", 0
+    if stack is not None and is_in_debugger(stack):
+        text = "is held in a debugger"
+        return Place.DEBUGGER, text, stopped_ns + patience.debugger_ns
+    if stack is not None and is_in_rendezvous(stack):
+        text = f"is making a process group ({first_frame(stack)})"
+        return Place.RENDEZVOUS, text, 0
+    page = view.pages.get(rank)
+    if has_page and page is not None and page.gc_since_ns:
+        text = f"has been inside the garbage collector for {span_text(now - page.gc_since_ns)}"
+        return Place.GC, text, page.gc_since_ns + patience.gc_ns
+    if stack is not None and is_compiling(stack):
+        text = f"is compiling ({top_frame(stack)})"
+        return Place.COMPILE, text, stopped_ns + patience.compile_ns
     if stack is not None and is_saving(stack):
         text = f"is saving a checkpoint ({top_frame(stack)})"
         return Place.CHECKPOINT, text, stopped_ns + patience.checkpoint_ns
@@ -166,6 +195,16 @@ def _place(
     if has_page:
         return Place.CODE, "is in code outside input, checkpoint and named phases", 0
     return Place.UNKNOWN, "could not be looked at", stopped_ns + patience.unknown_ns
+
+
+def _exception(view: JobView, rank: int) -> str:
+    """Give the exception that ended the main thread of a rank that still runs, if one did."""
+    page, record = view.pages.get(rank), view.exceptions.get(rank)
+    if page is not None and page.exception_ns:
+        return page.exception
+    if record is not None and record.is_fatal:
+        return f"{record.type_name} in {record.frame}" if record.frame else record.type_name
+    return ""
 
 
 def main_stack(view: JobView, rank: int, after_ns: int) -> StackRecord | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from tracecore_sidecar.state.memberships import Change, Memberships
 from tracecore_sidecar.state.view import UNKNOWN_EXIT, JobView, RankColumns, read_only
 from tracecore_sidecar.state.windows import GroupRows, StepRows
 from tracecore_train.wire import records as rec
@@ -28,12 +29,15 @@ _Latest = TypeVar("_Latest")
 
 MAX_LATEST = 256
 """Loaders, devices or scalar names kept of one rank; further ones are counted and dropped."""
-MAX_GROUPS = 4_096
-"""Process groups kept; further ones are counted and dropped."""
+MAX_GROUPS = 65_536
+"""Process groups kept; further ones are counted and dropped. 16,384 ranks have some 10,000."""
+MAX_COUNTERS = 524_288
+"""Pairs of rank and process group whose counters are kept."""
 MAX_HOSTS = 16_384
 
 _INT_COLUMNS = (
     "ended_ns",
+    "exit_ns",
     "pid",
     "num_steps",
     "step_ns",
@@ -62,18 +66,23 @@ class AttemptState:
         self._host_index = np.full(world_size, -1, dtype=np.int64)
         self._is_seen = np.zeros(world_size, dtype=np.bool_)
         self._is_ended = np.zeros(world_size, dtype=np.bool_)
+        self._is_active_only = np.zeros(world_size, dtype=np.bool_)
+        self._is_truncated = np.zeros(world_size, dtype=np.bool_)
         self._steps = StepRows(world_size)
         self._groups: dict[str, GroupRows] = {}
+        self._memberships: dict[str, Memberships] = {}
         self._hosts: dict[tuple[str, str], int] = {}
         self._identities: dict[int, rec.IdentityRecord] = {}
         self._phases: dict[int, str] = {}
         self._counters: dict[tuple[int, str], tuple[int, int, int]] = {}
         self._stacks: dict[int, tuple[rec.StackRecord, ...]] = {}
         self._processes: dict[int, tuple[rec.ProcessRecord, ...]] = {}
+        self._close_looks: dict[int, tuple[rec.ProcessRecord, ...]] = {}
         self._blind: dict[int, tuple[str, ...]] = {}
         self._num_lost: dict[int, int] = {}
         self._pages: dict[int, rec.RankPageRecord] = {}
         self._exceptions: dict[int, rec.ExceptionRecord] = {}
+        self._last_words: dict[int, str] = {}
         self._inputs: dict[int, dict[str, rec.InputRecord]] = {}
         self._memory: dict[int, dict[int, rec.MemoryRecord]] = {}
         self._scalars: dict[int, dict[str, rec.ScalarRecord]] = {}
@@ -95,6 +104,7 @@ class AttemptState:
             RecordKind.WORKER_EXIT: self._worker_exit,
             RecordKind.RANK_PAGE: self._rank_page,
             RecordKind.PULL: self._pull,
+            RecordKind.COLLECTIVE_TOTALS: self._not_kept,
             RecordKind.PROCESS: self._process,
         }
 
@@ -119,7 +129,7 @@ class AttemptState:
             if self._host_index[rank] < 0:
                 self._host_index[rank] = host_index
             if isinstance(record, rec.CollectiveRecord):
-                collectives.setdefault((record.pg_name, rank), []).append(record)
+                collectives.setdefault((self._part(record), rank), []).append(record)
             elif isinstance(record, rec.StackRecord):
                 stacks.setdefault(rank, []).append(record)
             else:
@@ -134,6 +144,8 @@ class AttemptState:
         ranks = RankColumns(
             is_seen=read_only(self._is_seen),
             is_ended=read_only(self._is_ended),
+            is_active_only=read_only(self._is_active_only),
+            is_truncated=read_only(self._is_truncated),
             exit_code=read_only(self._exit_code),
             host_index=read_only(self._host_index),
             **{name: read_only(column) for name, column in self._ints.items()},
@@ -152,7 +164,9 @@ class AttemptState:
             num_lost=MappingProxyType(self._num_lost),
             pages=MappingProxyType(self._pages),
             exceptions=MappingProxyType(self._exceptions),
+            last_words=MappingProxyType(self._last_words),
             inputs=MappingProxyType(self._inputs),
+            close_looks=MappingProxyType(self._close_looks),
             memory=MappingProxyType(self._memory),
             scalars=MappingProxyType(self._scalars),
         )
@@ -176,24 +190,34 @@ class AttemptState:
             self._moved(record.rank, record.time_ns)
 
     def _group(self, record: rec.GroupRecord) -> None:
-        known = self._groups.get(record.pg_name)
-        if known is not None and known.members == tuple(dict.fromkeys(record.ranks)):
-            return
-        if known is None and len(self._groups) >= MAX_GROUPS:
-            self._num_dropped["too many groups"] += 1
+        name = record.pg_name
+        known = self._groups.get(name)
+        if known is None and (record.is_destroyed or len(self._groups) >= MAX_GROUPS):
+            self._num_dropped["too many groups"] += not record.is_destroyed
             return
         if not record.ranks or not all(0 <= rank < self.world_size for rank in record.ranks):
             self._num_dropped["group with foreign ranks"] += 1
             return
-        self._groups[record.pg_name] = GroupRows(record)
+        change = self._memberships.setdefault(name, Memberships()).apply(record)
+        if change is Change.OVER:
+            del self._groups[name], self._memberships[name]
+            return
+        if record.is_destroyed:
+            return
+        is_other = known is None or known.members != tuple(dict.fromkeys(record.ranks))
+        if is_other or change is Change.MADE_ANEW:
+            self._groups[name] = GroupRows(record)
 
     def _progress(self, record: rec.ProgressRecord) -> None:
         key = (record.rank, record.pg_name)
         counters = (record.enqueued, record.started, record.completed)
-        if len(self._counters) < MAX_GROUPS * 8 or key in self._counters:
+        if len(self._counters) < MAX_COUNTERS or key in self._counters:
             if self._counters.get(key) != counters:
                 self._moved(record.rank, record.time_ns)
             self._counters[key] = counters
+        group = self._groups.get(record.pg_name)
+        if group is not None and self._memberships[record.pg_name].is_current(record.rank):
+            group.count(record.rank, record.enqueued, record.completed)
 
     def _step(self, record: rec.StepRecord) -> None:
         self._steps.add(record)
@@ -209,8 +233,9 @@ class AttemptState:
         self._moved(record.rank, record.time_ns)
 
     def _checkpoint(self, record: rec.CheckpointRecord) -> None:
-        longest = self._ints["longest_checkpoint_ns"]
-        longest[record.rank] = max(int(longest[record.rank]), record.duration_ns)
+        if record.is_blocking:
+            longest = self._ints["longest_checkpoint_ns"]
+            longest[record.rank] = max(int(longest[record.rank]), record.duration_ns)
         self._moved(record.rank, record.time_ns)
 
     def _input(self, record: rec.InputRecord) -> None:
@@ -237,13 +262,16 @@ class AttemptState:
             self._num_dropped["too many series of one rank"] += 1
 
     def _last_word(self, record: rec.LastWordRecord) -> None:
+        self._last_words[record.rank] = record.word
         self._ended(record.rank, record.time_ns)
 
     def _gap(self, record: rec.GapRecord) -> None:
-        self._lost(record.rank, record.num_lost)
+        if record.where not in rec.REFUSERS:
+            self._lost(record.rank, record.num_lost)
 
     def _worker_exit(self, record: rec.WorkerExitRecord) -> None:
         self._ended(record.rank, record.time_ns)
+        self._ints["exit_ns"][record.rank] = record.time_ns
         if record.signal is not None:
             self._exit_code[record.rank] = -record.signal
         elif record.exit_code is not None:
@@ -269,25 +297,45 @@ class AttemptState:
         else:
             self._phases.pop(rank, None)
         if record.last_word:
+            self._last_words[rank] = record.last_word
             self._ended(rank, record.time_ns)
 
     def _pull(self, record: rec.PullRecord) -> None:
-        if record.is_ok:
+        if record.is_ok and not record.is_whole:
+            # What is known of the other recorders is as old as it was.
+            self._ints["pull_failed_ns"][record.rank] = 0
+        elif record.is_ok:
             self._ints["pull_ns"][record.rank] = record.time_ns
+            self._is_active_only[record.rank] = record.is_active_only
+            self._is_truncated[record.rank] |= record.is_truncated
             self._ints["pull_failed_ns"][record.rank] = 0
         else:
             self._ints["pull_failed_ns"][record.rank] = record.time_ns
         self._lost(record.rank, record.num_lost)
+
+    def _part(self, record: rec.CollectiveRecord) -> str:
+        """Name the group in which an operation counts: a group's backends count apart."""
+        # Nccl2 may name itself as its predecessor did.
+        for backend in (record.backend, f"{record.backend}2") if record.backend else ():
+            part = f"{record.pg_name}:{backend}"
+            if part in self._groups:
+                return part
+        return record.pg_name
 
     def _collectives(self, pg_name: str, rank: int, entries: list[rec.CollectiveRecord]) -> None:
         group = self._groups.get(pg_name)
         if group is None:
             self._num_dropped["collective of an unknown group"] += len(entries)
             return
-        group.add(rank, entries)
+        current = self._memberships[pg_name].current(rank, entries)
+        if current:
+            group.add(rank, current)
 
     def _process(self, record: rec.ProcessRecord) -> None:
         self._processes[record.rank] = (*self._processes.get(record.rank, ())[-1:], record)
+        if record.main_cpu_ns != rec.NOT_MEASURED or record.num_children != rec.NOT_MEASURED:
+            known = self._close_looks.get(record.rank, ())
+            self._close_looks[record.rank] = (*known[-1:], record)
         if record.state == "-":
             self._ended(record.rank, record.time_ns)
 

@@ -33,6 +33,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+OTHER_OP = "other"
+"""Stands in ``GroupView.ops`` for signatures that found no room: nothing is known of them."""
 UNKNOWN_EXIT = -1000
 """``exit_code`` of a rank whose end its launcher did not see."""
 
@@ -48,6 +50,8 @@ class RankColumns:
     ended_ns: Ints
     exit_code: Ints
     """Exit code, minus the signal number when a signal ended it, or ``UNKNOWN_EXIT``."""
+    exit_ns: Ints
+    """When the launcher saw it end; 0: it did not."""
     host_index: Ints
     """Equal numbers: same host, same clock. -1: unknown."""
     pid: Ints
@@ -69,8 +73,31 @@ class RankColumns:
     """When the flight recorder was last read with success; 0: never."""
     pull_failed_ns: Ints
     """When the last attempt failed; 0: none failed since the last success."""
+    is_active_only: Bools
+    """Its last pull left finished entries out."""
+    is_truncated: Bools
+    """Its recorder had overwritten entries that nobody had read before."""
     longest_checkpoint_ns: Ints
-    """Longest checkpoint call that ended."""
+    """Longest checkpoint call that training waited for and that ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointColumns:
+    """Sends and receives of one process group: one value per entry, by member, then in order."""
+
+    member: Ints
+    """Index into the group's members."""
+    peer: Ints
+    """The other side, as an index into the members."""
+    is_send: Bools
+    record_id: Ints
+    created_ns: Ints
+    is_done: Bools
+    is_started: Bools
+    op: Ints
+    """Index into the group's ``ops``."""
+    is_whole: bool
+    """Nothing that was read has been dropped again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +124,17 @@ class GroupView:
     """Operation with sizes and types, e.g. ``all_reduce [[8320]] ['Float']``."""
     last_seq: Ints
     """Highest sequence number each member entered, shape ``(members,)``; -1: none seen."""
+    is_started: Bools
+    """It was seen to run on the device; the recorder tells only where timing is on."""
+    enqueued: Ints
+    """Counter of what each member entered, shape ``(members,)``; -1: not told."""
+    completed: Ints
+    """Counter of what each member finished; -1: none, or not told."""
+    has_plain_counters: bool
+    """The counters count what ``seq_ids`` counts: no send/recv was seen in this group."""
+    points: PointColumns
+    has_entries: bool
+    """Some entry of it was read, of whichever member."""
 
     @property
     def is_blind(self) -> bool:
@@ -104,7 +142,7 @@ class GroupView:
 
         So it is with legacy NCCL, whose recorder is not pulled: silence there is not idleness.
         """
-        return "nccl" in self.backend.lower() and bool((self.last_seq < 0).all())
+        return not self.has_entries and "nccl" in self.backend.lower()
 
     def op_name(self, slot: int, member: int) -> str:
         """Give the operation a member entered in a slot, without sizes; empty if not seen."""
@@ -154,8 +192,12 @@ class JobView:
     """Latest rank page by rank."""
     exceptions: Mapping[int, ExceptionRecord] = field(default_factory=dict)
     """By rank, the exception that ended it, else the latest error that torch reported."""
+    last_words: Mapping[int, str] = field(default_factory=dict)
+    """By rank, what it said when it ended: ``exit`` or ``exception``."""
     inputs: Mapping[int, Mapping[str, InputRecord]] = field(default_factory=dict)
     """By rank and loader, the latest state of its data loaders."""
+    close_looks: Mapping[int, tuple[ProcessRecord, ...]] = field(default_factory=dict)
+    """By rank, the last two close looks: with run queue, switches, children; older first."""
     memory: Mapping[int, Mapping[int, MemoryRecord]] = field(default_factory=dict)
     """By rank and device, the latest figures of the allocator."""
     scalars: Mapping[int, Mapping[str, ScalarRecord]] = field(default_factory=dict)
@@ -169,9 +211,18 @@ class JobView:
     def is_in_blind_group(self) -> Bools:
         """Say by rank whether it is in a group whose collectives are not read."""
         found: Bools = np.zeros(self.world_size, dtype=np.bool_)
-        for group in self.groups.values():
-            if group.is_blind and len(group.members) > 1:
-                found[list(group.members)] = True
+        # An idle group of a rank whose recorder of that kind is read is idle, not unread.
+        is_read = self.ranks.is_active_only.copy()
+        blind = [g for g in self.groups.values() if g.is_blind and len(g.members) > 1]
+        if blind:
+            for group in self.groups.values():
+                if "nccl" in group.backend.lower() and not group.is_blind:
+                    members = np.asarray(group.members, dtype=np.int64)
+                    is_read[members[group.last_seq >= 0]] = True
+                    is_read[members[group.points.member]] = True
+        for group in blind:
+            found[list(group.members)] = True
+        found &= ~is_read
         return found
 
     def ranks_by_pid(self) -> dict[int, int]:
