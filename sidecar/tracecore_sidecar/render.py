@@ -26,8 +26,11 @@ _LABEL_WIDTH = 9
 _SECOND = 1_000_000_000
 
 
-def render_text(verdict: Verdict, *, now_ns: int, wall_offset_ns: int) -> str:
-    """Give the block, without a line end after its last line. Times are local."""
+def render_text(verdict: Verdict, *, now_ns: int | None, wall_offset_ns: int) -> str:
+    """Give the block, without a line end after its last line. Times are local.
+
+    ``now_ns`` is the moment of the verdict; without one the date is told instead of an age.
+    """
     lines = list(_head(verdict))
     lines += _labelled("Suspect", _suspect_lines(verdict))
     lines += _labelled("Since", [_since(verdict, now_ns, wall_offset_ns)])
@@ -72,8 +75,11 @@ def suspect_text(suspect: Suspect) -> str:
 
 def local_time(wall_ns: int) -> str:
     """Give wall-clock nanoseconds as local ``HH:MM:SS``."""
-    moment = datetime.fromtimestamp(wall_ns // _SECOND, tz=timezone.utc)
-    return f"{moment.astimezone():%H:%M:%S}"
+    return f"{_moment(wall_ns):%H:%M:%S}"
+
+
+def _moment(wall_ns: int) -> datetime:
+    return datetime.fromtimestamp(wall_ns // _SECOND, tz=timezone.utc).astimezone()
 
 
 def age_text(age_ns: int) -> str:
@@ -121,9 +127,11 @@ def _suspect_lines(verdict: Verdict) -> list[str]:
     return lines or ["nobody is named"]
 
 
-def _since(verdict: Verdict, now_ns: int, wall_offset_ns: int) -> str:
-    onset = local_time(verdict.since_ns + wall_offset_ns)
-    return f"{onset}, {age_text(now_ns - verdict.since_ns)} ago"
+def _since(verdict: Verdict, now_ns: int | None, wall_offset_ns: int) -> str:
+    onset_ns = verdict.since_ns + wall_offset_ns
+    if now_ns is not None:
+        return f"{local_time(onset_ns)}, {age_text(now_ns - verdict.since_ns)} ago"
+    return f"{_moment(onset_ns):%Y-%m-%d %H:%M:%S}" if onset_ns > 0 else "not told"
 
 
 def _in_brackets(thing: str) -> str:

@@ -29,7 +29,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.campaign.cases import CASES, EXCUSED, Case
-from tests.support.jobs import ROOT
 
 JOB = Path(__file__).with_name("job.py")
 START_TIMEOUT_S = 120.0
@@ -89,7 +88,6 @@ def _start(case: Case, root: Path, marks: Path, output: Path) -> subprocess.Pope
     environment = os.environ | {
         "TRACECORE_RUNTIME_DIR": str(root / "rt"),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
     }
     if case.hooks:
         environment["TRACECORE_HOOKS"] = case.hooks

@@ -220,6 +220,7 @@ class SimulatedJob(Timeline):
                 checkpoint_since_ns=rank.since("checkpoint", self.now),
                 phase=rank.phase if phase_since else "",
                 phase_since_ns=phase_since,
+                expect_until_ns=rank.expect_until_ns if phase_since else 0,
                 heartbeat_ns=rank.heartbeat_ns,
                 last_word="",
             ),

@@ -46,6 +46,7 @@ class SimulatedRank:
     frames: tuple[str, ...] = ()
     stack_error: str = ""
     phase: str = ""
+    expect_until_ns: int = 0
     spans: list[tuple[str, int, int | None]] = field(default_factory=list)
     """``(input | checkpoint | phase, start, end)``; an end of None lasts for ever."""
     entries: list[Entry] = field(default_factory=list)

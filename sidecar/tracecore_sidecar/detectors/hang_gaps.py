@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracecore_sidecar.detectors.naming import ranks_text
 from tracecore_sidecar.detectors.unseen import unseen_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
+    from tracecore_sidecar.state.view import GroupView, JobView
 
 MAX_LISTED = 8
 """Ranks whose gaps are listed."""
@@ -29,9 +33,7 @@ WANTED = (
 def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
     """List the gaps, each as ``thing: reason``."""
     view, is_blind = scene.view, scene.view.is_in_blind_group()
-    missing = [
-        f"collectives of rank {r}: {_whyunread(scene, r)}" for r in unread(scene)[:MAX_LISTED]
-    ]
+    missing = list(_unread_texts(scene))
     unread_groups = [
         group
         for group in view.groups.values()
@@ -42,9 +44,7 @@ def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
         f"{group.backend} is not read by this version"
         for group in unread_groups[:MAX_LISTED]
     ]
-    if any(
-        "gloo" in group.backend and not len(group.points.member) for group in view.groups.values()
-    ):
+    if any(_hides_messages(view, group) for group in view.groups.values()):
         missing.append("send/recv: torch does not record them on gloo")
     missing += [
         f"collectives of rank {rank}: not read; it took part in later ones, so it has entered"
@@ -79,15 +79,32 @@ def unread(scene: Scene) -> list[int]:
     return sorted(r for r in concerned if not (readings.is_fresh[r] or readings.is_out[r]))
 
 
-def _whyunread(scene: Scene, rank: int) -> str:
+def _unread_texts(scene: Scene) -> Iterator[str]:
+    """Say whose recorder was not read, ranks of one reason together."""
+    by_reason: dict[str, list[int]] = {}
+    for rank in unread(scene):
+        by_reason.setdefault(_why_unread(scene, rank), []).append(rank)
+    for reason, ranks in by_reason.items():
+        yield f"collectives of {ranks_text(ranks)}: {reason}"
+
+
+def _hides_messages(view: JobView, group: GroupView) -> bool:
+    """Say whether a group's send and receive calls go unseen: on gloo, unless they are wrapped."""
+    if "gloo" not in group.backend or len(group.points.member):
+        return False
+    known = [view.identities.get(rank) for rank in group.members]
+    return not all(who is not None and "point_to_point" in who.measured for who in known)
+
+
+def _why_unread(scene: Scene, rank: int) -> str:
     ranks = scene.view.ranks
     if not scene.is_live and not ranks.pull_ns[rank]:
-        return "no dump of this rank was given"
+        return "no dump was given"
     if not ranks.is_seen[rank]:
-        return "this rank was never seen"
+        return "never seen"
     if ranks.pull_failed_ns[rank]:
-        return "its flight recorder did not answer"
-    return "its flight recorder was not read since progress stopped"
+        return "the flight recorder did not answer"
+    return "the flight recorder was not read since progress stopped"
 
 
 def _why_no_stack(scene: Scene, rank: int) -> str:

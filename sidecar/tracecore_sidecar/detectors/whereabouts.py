@@ -70,7 +70,8 @@ class Patience:
     checkpoint_factor: int = 10
     """Times its longest checkpoint so far: storage that is ten times slower than ever hangs."""
     phase_ns: int = 60 * SECOND_NS
-    """Inside a phase the user named: an evaluation or export on one rank."""
+    """Inside a phase the user named: an evaluation or export on one rank. A pause announced with
+    ``expect`` has the limit the user gave it."""
     compile_ns: int = 300 * SECOND_NS
     """Inside torch's or triton's compiler: a large model takes minutes."""
     gc_ns: int = 30 * SECOND_NS
@@ -183,7 +184,9 @@ def _place(
     if has_page and phase_ns:
         name = view.phases.get(rank, "")
         text = f"has been in phase {name!r} for {span_text(now - phase_ns)}"
-        return Place.PHASE, text, max(phase_ns + patience.phase_ns, busy_until_ns)
+        announced_ns = view.pages[rank].expect_until_ns if rank in view.pages else 0
+        until_ns = announced_ns or phase_ns + patience.phase_ns
+        return Place.PHASE, text, max(until_ns, busy_until_ns)
     frame = top_frame(stack) if stack is not None else ""
     if is_busy:
         text = f"is running code{f': {frame}' if frame else ''}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tracecore_sidecar.detectors import hang_report
 from tracecore_sidecar.detectors.frames import user_frames
 from tracecore_sidecar.detectors.hang_diagnosis import diagnose, diagnose_aftermath, look
-from tracecore_sidecar.detectors.naming import group_text
+from tracecore_sidecar.detectors.naming import group_text, ranks_text
 from tracecore_sidecar.detectors.whereabouts import Patience
 from tracecore_sidecar.incidents import incident_id_of
 from tracecore_sidecar.offline.content import Kind, recognise
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 MAX_CALLS = 4
 """Operations, and ranks of each, whose place in the code is told."""
-MAX_MISSING = 32
-"""Ranks without a dump that are listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,8 @@ class Told:
 
     verdict: Verdict
     json: dict[str, Any]
-    now_ns: int
+    now_ns: int | None
+    """When a recorded run gave it; None: it was made now, of what was left long ago."""
     wall_offset_ns: int
     about: str
     """Directory or file it comes from."""
@@ -223,9 +222,9 @@ def _judged_dumps(job: JobFiles, facts: Sequence[LogFacts], gaps: list[str]) -> 
         more = batch(exits, records.world_size)
         records = replace(records, batches=(*records.batches, more))
     missing = [r for r in range(records.world_size) if r not in job.by_rank]
-    gaps += [f"rank {rank}: no dump of it was given" for rank in missing[:MAX_MISSING]]
-    if len(missing) > MAX_MISSING:
-        gaps.append(f"{len(missing) - MAX_MISSING} more ranks: no dump of them was given")
+    if missing:
+        whose = "it" if len(missing) == 1 else "them"
+        gaps.append(f"{ranks_text(missing)}: no dump of {whose} was given")
     versions = sorted({f.version for files in job.by_rank.values() for f in files})
     if len(versions) > 1:
         gaps.append(f"comparison of versions: the dumps are of {', '.join(versions)}")
@@ -266,6 +265,9 @@ def _judged(
         began = min((head.created_ns for head in diagnosis.heads), default=records.now_ns)
         verdict = hang_report.report(replace(scene, stopped_ns=began), diagnosis)
         names = {head.group.pg_name for head in diagnosis.heads}
+        if is_log:
+            heard = tuple(replace(item, source="training log") for item in verdict.evidence)
+            verdict = replace(verdict, evidence=heard)
         if is_log or has_versions or names & records.inferred:
             verdict = replace(verdict, confidence=Confidence.PARTIAL)
         calls = tuple(_calls(records, diagnosis))
@@ -312,7 +314,7 @@ def _told(verdict: Verdict, job: JobInfo, now_ns: int, about: Path) -> Told:
         emitted_ns=now_ns,
         wall_offset_ns=0,
     )
-    return Told(verdict=verdict, json=json, now_ns=now_ns, wall_offset_ns=0, about=str(about))
+    return Told(verdict=verdict, json=json, now_ns=None, wall_offset_ns=0, about=str(about))
 
 
 def _from_words(logs: Sequence[tuple[Path, LogFacts]]) -> list[Told]:

@@ -268,6 +268,19 @@ def test_a_named_phase_is_given_a_minute() -> None:
     assert "in phase 'evaluate'" in texts(only(watch))
 
 
+@pytest.mark.parametrize("limit_s", [20, 150])
+def test_an_announced_pause_is_given_what_was_announced(limit_s: int) -> None:
+    """``expect`` shortens or lengthens the minute; past its limit the verdict comes."""
+    job = hung(rank=0)
+    rank = job.ranks[0]
+    rank.phase, rank.expect_until_ns = "evaluate", rank.at_ns + limit_s * SECOND
+    rank.spans.append(("phase", rank.at_ns, None))
+    watch = watched(job, limit_s - 5)
+    assert watch.seen == []
+    watch.run(15)
+    assert watch.accused == {0}
+
+
 def test_a_rank_that_runs_code_is_given_half_a_minute() -> None:
     """A rank that burns processor time with a live interpreter may be sampling or compiling."""
     job = hung()
