@@ -203,7 +203,9 @@ def write_summary(
         lines.append("verdicts: none")
     lines += [f"not seen: {text}" for text in not_measured]
     names = "summary.json, verdicts.jsonl, incidents.jsonl, records/"
-    lines.append(f"files: {path.parent}/ ({names}{', pages/' if num_pages else ''})")
+    names += ", pages/" if num_pages else ""
+    names += ", bundles/" if (path.parent / "bundles").is_dir() else ""
+    lines.append(f"files: {path.parent}/ ({names})")
     try:
         path.write_text(json.dumps(document, indent=2) + "\n")
     except OSError as error:

@@ -117,6 +117,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "tracecore_sidecar.offline": (
         "tracecore_train.errors",
+        "tracecore_train.recorder.page",
         "tracecore_train.wire",
         "tracecore_sidecar.detectors",
         "tracecore_sidecar.incidents",

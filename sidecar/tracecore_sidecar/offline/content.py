@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.offline.plain_pickle import load_plain
 from tracecore_sidecar.offline.recorder_file import is_recorder_dump
-from tracecore_sidecar.offline.refused import RefusedError
+from tracecore_sidecar.offline.refused import RefusedError, UnknownKindError
+from tracecore_train.recorder.page import MAGIC
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ MAX_DEPTH = 64
 """Brackets within brackets in JSON; dumps and verdicts have six."""
 _HEAD = 4_096
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_RANK_PAGE = MAGIC.to_bytes(8, "little")
 
 
 class Kind(str, Enum):
@@ -48,6 +50,8 @@ def recognise(path: Path, num_bytes: int) -> Content:
         head = file.read(_HEAD)
     if not head:
         raise RefusedError("empty")
+    if head.startswith(_RANK_PAGE):
+        return Content(kind=Kind.OURS)
     if head.startswith(_ZIP):
         raise RefusedError("a zip archive (a checkpoint of torch?): not a kind that is read here")
     if head.startswith(_GZIP):
@@ -101,7 +105,7 @@ def _json(data: bytes) -> Content:
         return Content(kind=Kind.RECORDER, value=value)
     if isinstance(value, dict) and _is_ours(value):
         return Content(kind=Kind.OURS)
-    raise RefusedError("JSON, but no flight recorder dump")
+    raise UnknownKindError("JSON, but no flight recorder dump")
 
 
 def _depth(data: bytes) -> int:

@@ -18,7 +18,7 @@ from tracecore_sidecar.offline.log_records import exit_records, log_records
 from tracecore_sidecar.offline.log_verdicts import verdicts_of
 from tracecore_sidecar.offline.rank_name import rank_in_name
 from tracecore_sidecar.offline.recorder_file import read_recorder
-from tracecore_sidecar.offline.refused import RefusedError
+from tracecore_sidecar.offline.refused import RefusedError, UnknownKindError
 from tracecore_sidecar.offline.walk import walk
 from tracecore_sidecar.offline.watchdog_log import read_log
 from tracecore_sidecar.replay import replay_path, verdict_json
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tracecore_sidecar.offline.job_records import JobRecords
     from tracecore_sidecar.offline.jobs import JobFiles
     from tracecore_sidecar.offline.recorder_file import RecorderFile
+    from tracecore_sidecar.offline.walk import Found
     from tracecore_sidecar.offline.watchdog_log import LogFacts
     from tracecore_sidecar.verdicts import Verdict
 
@@ -101,7 +102,7 @@ def diagnose_paths(paths: Iterable[Path]) -> Answer:
         if found.problem:
             case.refuse(found.path, found.problem)
         else:
-            case.read(found.path, found.num_bytes)
+            case.read(found)
     return case.answer()
 
 
@@ -117,10 +118,14 @@ class _Case:
     def refuse(self, path: Path, reason: str, kind: str = "") -> None:
         self._inputs.append(Input(path=path, kind=kind, status="refused", detail=reason))
 
-    def read(self, path: Path, num_bytes: int) -> None:
+    def read(self, found: Found) -> None:
         """Read one file; whatever is wrong with it stays with it."""
+        path = found.path
         try:
-            self._read(path, num_bytes)
+            self._read(path, found.num_bytes)
+        except UnknownKindError as error:
+            status = "refused" if found.is_given else "not used"
+            self._inputs.append(Input(path=path, kind="", status=status, detail=str(error)))
         except (RefusedError, WireError) as error:
             self.refuse(path, str(error))
         except OSError as error:

@@ -7,3 +7,7 @@ from tracecore_train.errors import TracecoreError
 
 class RefusedError(TracecoreError):
     """The content is hostile, damaged, too large, or nothing that is known here."""
+
+
+class UnknownKindError(RefusedError):
+    """The content is sound and nothing that is read here: no news in a directory of all sorts."""

@@ -41,5 +41,8 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield clean_line(f"refused: {item.path}: {item.detail}")
     if len(refused) > MAX_REFUSED:
         yield f"refused: {len(refused) - MAX_REFUSED} more"
+    num_other = sum(item.status == "not used" for item in answer.inputs)
+    if num_other:
+        yield f"not used: {num_other} other file{'s' if num_other > 1 else ''}"
     for gap in answer.not_measured:
         yield clean_line(f"not seen: {gap}")

@@ -24,6 +24,8 @@ class Found:
 
     path: Path
     num_bytes: int = 0
+    is_given: bool = False
+    """Named by the user, not found in a directory."""
     problem: str = ""
 
 
@@ -57,7 +59,7 @@ def _below(path: Path, depth: int, *, is_given: bool = False) -> Iterator[Found]
                 if name not in _SKIPPED:
                     yield from _below(path / name, depth + 1)
         elif stat.S_ISREG(status.st_mode):
-            yield Found(path=path, num_bytes=status.st_size)
+            yield Found(path=path, num_bytes=status.st_size, is_given=is_given)
         elif not stat.S_ISLNK(status.st_mode):
             yield Found(path=path, problem="no regular file: not opened")
     except OSError as error:

@@ -204,6 +204,15 @@ def test_a_hostile_file_is_refused_and_the_others_are_read(
     assert not MARK.exists()
 
 
+def test_json_of_another_kind_is_refused_only_where_it_was_named(tmp_path: Path) -> None:
+    """In a directory it is no news; asked about by name it gets an answer."""
+    other = tmp_path / "settings.json"
+    other.write_text('{"lr": 0.1}')
+    (found,) = diagnose_paths([tmp_path]).inputs
+    (named,) = diagnose_paths([other]).inputs
+    assert (found.status, named.status) == ("not used", "refused")
+
+
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     """Reading one would wait for ever."""
     os.mkfifo(tmp_path / "pipe_0")
