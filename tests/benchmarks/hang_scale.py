@@ -30,9 +30,10 @@ START_NS = 1_760_000_000_000_000_000
 
 def measured(world_size: int) -> dict[str, float]:
     """Build a job of this size and judge it."""
-    from tracecore_sidecar.detectors import hang_report
-    from tracecore_sidecar.detectors.hang_diagnosis import diagnose, look
-    from tracecore_sidecar.detectors.whereabouts import Patience
+    from tracecore_sidecar.detectors.hang.diagnose import diagnose
+    from tracecore_sidecar.detectors.hang.report import report
+    from tracecore_sidecar.detectors.hang.scene import look
+    from tracecore_sidecar.detectors.hang.whereabouts import Patience
     from tracecore_sidecar.state.store import Store
 
     store = Store(job_id="scale", node_rank=0, host="", boot_id="")
@@ -50,7 +51,7 @@ def measured(world_size: int) -> dict[str, float]:
         scene = look(
             view, stopped_ns=1, fresh_after_ns=1, now=START_NS, patience=Patience(), is_live=False
         )
-        verdicts = [hang_report.report(scene, diagnosis) for diagnosis in diagnose(scene)]
+        verdicts = [report(scene, diagnosis) for diagnosis in diagnose(scene)]
         times.append(time.perf_counter() - at)
         num_groups, num_waiting = len(view.groups), scene.graph.num_waiting
         assert [s.rank for v in verdicts for s in v.suspects] == [culprit], verdicts

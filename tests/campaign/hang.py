@@ -156,7 +156,6 @@ def _score(case: Case, hangs: list[dict[str, Any]], began_ns: int) -> Score:
     accused = {s["rank"] for v in hangs for s in v["suspects"] if s.get("rank") is not None}
     named = {s["rank"] for s in hangs[-1]["suspects"] if s.get("rank") is not None} if hangs else []
     got = str(hangs[-1]["class"]) if hangs else NOTHING
-    is_open = case.may_be_partial and got in ("undetermined", NOTHING, "not_collective")
     return Score(
         case=case.name,
         expected="/".join(case.classes) or NOTHING,
@@ -168,7 +167,7 @@ def _score(case: Case, hangs: list[dict[str, Any]], began_ns: int) -> Score:
         is_near_miss=case.is_near_miss,
         is_excused=case.fault in EXCUSED,
         is_set_right=set(named) == case.expected or (case.may_be_partial and not named),
-        is_class_right=is_open or got in (case.classes or (NOTHING,)),
+        is_class_right=got in (case.classes or (NOTHING,)),
         accused_innocents=sorted(accused - set(case.ranks)),
     )
 

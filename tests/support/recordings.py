@@ -123,7 +123,7 @@ class SimulatedJob(Timeline):
             state=rank.state,
             cpu_ns=rank.cpu_ns,
             rss_bytes=0,
-            wchan="",
+            wchan=rank.wchan,
         )
         self.apply(index, record, kind=SourceKind.SIDECAR)
 

@@ -39,6 +39,7 @@ class SimulatedRank:
     host: str = "a07"
     state: str = "S"
     cpu_share: float = 0.0
+    wchan: str = ""
     beats: bool = True
     is_readable: bool = True
     """Its flight recorder answers."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.recordings import MS, SimulatedJob, Watch
-from tracecore_sidecar.detectors.components import sink_components
 from tracecore_sidecar.detectors.hang import HangDetector
-from tracecore_sidecar.detectors.hang_diagnosis import Cause, Diagnosis, diagnose, look
-from tracecore_sidecar.detectors.history import expected_next
-from tracecore_sidecar.detectors.operations import needs_everybody, needs_same_sizes, splits
-from tracecore_sidecar.detectors.whereabouts import Patience
+from tracecore_sidecar.detectors.hang.components import sink_components
+from tracecore_sidecar.detectors.hang.diagnose import diagnose
+from tracecore_sidecar.detectors.hang.diagnosis import Cause, Diagnosis
+from tracecore_sidecar.detectors.hang.history import expected_next
+from tracecore_sidecar.detectors.hang.operations import needs_everybody, needs_same_sizes, splits
+from tracecore_sidecar.detectors.hang.scene import look
+from tracecore_sidecar.detectors.hang.whereabouts import Patience
 from tracecore_sidecar.state.store import Store
 from tracecore_train.wire.records import (
     Batch,
@@ -367,3 +369,68 @@ def test_operations_are_known_by_any_of_their_names() -> None:
     assert not needs_same_sizes("all_gather [[4]] ['Float']")
     assert splits("all_to_all [[2, 3], [4]] ['Float'] -> [[1], [9]]") == ((6, 4), (1, 9))
     assert splits("all_to_all [[2, 3]] ['Float']") is None
+
+
+RECEIVING = ("recv (torch/distributed/distributed_c10d.py:2600)", "forward (pipeline.py:12)")
+
+
+@pytest.mark.parametrize("asleep", [0, 1, 2])
+def test_a_stage_that_the_others_receive_from_is_told_from_stacks(asleep: int) -> None:
+    """Gloo records no receive; where all others wait in one, the rank elsewhere is named, and the
+    verdict says that this is less than certain.
+    """
+    job = trained()
+    for index, rank in enumerate(job.ranks):
+        rank.frames = LOADING if index == asleep else RECEIVING
+    job.ranks[asleep].wchan = "hrtimer_nanosleep"
+    watch = Watch(job, [HangDetector()])
+    watch.run(15)
+    (verdict,) = watch.last
+    assert (verdict.class_, verdict.confidence.value) == ("never_entered", "partial")
+    assert [s.rank for s in verdict.suspects] == [asleep]
+    assert "wait for a message" in verdict.summary
+
+
+@pytest.mark.parametrize("wchan", ["futex_do_wait", "do_sys_poll", "", "0"])
+def test_a_rank_that_may_wait_without_a_frame_is_not_accused(wchan: str) -> None:
+    """``work.wait()`` in the user's own function looks like user code that sleeps on a lock."""
+    job = trained()
+    for index, rank in enumerate(job.ranks):
+        rank.frames = ("finish (pipeline.py:30)",) if index == 1 else RECEIVING
+        rank.wchan = wchan
+    watch = Watch(job, [HangDetector()])
+    watch.run(90)
+    assert watch.accused == set()
+
+
+def test_a_rank_without_a_stack_is_not_taken_for_the_one_that_does_not_send() -> None:
+    """Two receive and the third could not be looked at: nobody is named."""
+    job = trained()
+    for index, rank in enumerate(job.ranks):
+        rank.frames = () if index == 1 else RECEIVING
+    watch = Watch(job, [HangDetector()])
+    watch.run(90)
+    assert watch.accused == set()
+
+
+def test_ranks_that_all_receive_name_nobody() -> None:
+    """Everybody waits for a message: the schedule is wrong somewhere, nobody is singled out."""
+    job = trained()
+    for rank in job.ranks:
+        rank.frames = RECEIVING
+    watch = Watch(job, [HangDetector()])
+    watch.run(90)
+    (verdict,) = watch.last
+    assert (verdict.class_, verdict.suspects) == ("undetermined", ())
+
+
+def test_stacks_do_not_accuse_where_a_device_may_be_waited_for() -> None:
+    """On NCCL a rank that waits for its own queue looks busy with its own code."""
+    job = SimulatedJob(3, device="cuda")
+    job.train(60, lambda rank, step: 100 * MS)
+    for index, rank in enumerate(job.ranks):
+        rank.frames = LOADING if index == 1 else RECEIVING
+        rank.wchan = "hrtimer_nanosleep"
+    watch = Watch(job, [HangDetector()])
+    watch.run(90)
+    assert watch.accused == set()

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tracecore_sidecar.detectors.frames import (
     first_frame,
     is_compiling,
@@ -20,20 +18,24 @@ from tracecore_sidecar.detectors.frames import (
     is_in_rendezvous,
     is_saving,
     top_frame,
-    user_frames,
     waits_for_peer,
 )
+from tracecore_sidecar.detectors.hang.last_seen import (
+    SECOND_NS,
+    cpu_share,
+    exit_text,
+    heartbeat_age,
+    is_heartbeat_stale,
+    last_look,
+    main_stack,
+)
+from tracecore_sidecar.detectors.hang.place_evidence import place_evidence
 from tracecore_sidecar.detectors.naming import span_text
-from tracecore_sidecar.state.view import UNKNOWN_EXIT
-from tracecore_sidecar.verdicts import Evidence
 
 if TYPE_CHECKING:
     from tracecore_sidecar.state.view import JobView
+    from tracecore_sidecar.verdicts import Evidence
     from tracecore_train.wire.records import ProcessRecord, StackRecord
-
-SECOND_NS = 1_000_000_000
-OUT_STATES = frozenset("TZ-")
-"""Process states in which nothing can be entered. ``t`` is not one: profilers stop for a moment."""
 
 
 class Place(str, Enum):
@@ -112,18 +114,12 @@ def locate(
     stack = main_stack(view, rank, stopped_ns)
     look = last_look(view, rank, stopped_ns)
     place, text, after = _place(view, rank, stack, look, stopped_ns, now, patience)
-    evidence = [
-        *_page_evidence(view, rank, now),
-        *_stack_evidence(rank, stack),
-        *_process_evidence(view, rank, stopped_ns),
-        *_exit_evidence(view, rank),
-    ]
     return Whereabouts(
         rank=rank,
         place=place,
         text=text,
         accuse_after_ns=after,
-        evidence=tuple(evidence),
+        evidence=place_evidence(view, rank, stack, stopped_ns=stopped_ns, now=now),
         is_examined=place in PLAIN_PLACES
         or (stack is not None and cpu_share(view, rank, stopped_ns) is not None),
         is_certain=place in PLAIN_PLACES or (stack is not None and not stack.error),
@@ -177,7 +173,7 @@ def _place(
         return Place.PEER_WAIT, f"waits for another rank ({first_frame(stack)})", 0
     share = cpu_share(view, rank, stopped_ns)
     is_busy = share is not None and share > patience.busy_share
-    if is_busy and has_page and is_heartbeat_stale(view, rank, patience):
+    if is_busy and has_page and is_heartbeat_stale(view, rank, patience.heartbeat_ns):
         text = f"holds the GIL (busy, no heartbeat for {span_text(heartbeat_age(view, rank))})"
         return Place.GIL, text, 0
     busy_until_ns = stopped_ns + patience.busy_ns if is_busy else 0
@@ -208,125 +204,3 @@ def _exception(view: JobView, rank: int) -> str:
     if record is not None and record.is_fatal:
         return f"{record.type_name} in {record.frame}" if record.frame else record.type_name
     return ""
-
-
-def main_stack(view: JobView, rank: int, after_ns: int) -> StackRecord | None:
-    """Give the stack of the training thread if it was taken after ``after_ns``."""
-    stacks = [s for s in view.stacks.get(rank, ()) if s.time_ns > after_ns]
-    return next((s for s in stacks if s.thread == "MainThread"), stacks[0] if stacks else None)
-
-
-def last_look(view: JobView, rank: int, after_ns: int) -> ProcessRecord | None:
-    """Give the last look at the process if it was taken after ``after_ns``."""
-    looks = view.processes.get(rank, ())
-    return looks[-1] if looks and looks[-1].time_ns > after_ns else None
-
-
-def cpu_share(view: JobView, rank: int, after_ns: int) -> float | None:
-    """Give the share of a core a process used between two looks after ``after_ns``."""
-    looks = view.processes.get(rank, ())
-    if len(looks) < 2 or looks[0].time_ns < after_ns or looks[0].pid != looks[1].pid:
-        return None
-    elapsed = looks[1].time_ns - looks[0].time_ns
-    # The kernel counts in ticks of 10 ms: a shorter time apart says nothing.
-    return (looks[1].cpu_ns - looks[0].cpu_ns) / elapsed if elapsed >= SECOND_NS // 5 else None
-
-
-def heartbeat_age(view: JobView, rank: int) -> int:
-    """Give how old the heartbeat was when the page was read."""
-    return int(view.ranks.page_ns[rank] - view.ranks.heartbeat_ns[rank])
-
-
-def is_heartbeat_stale(view: JobView, rank: int, patience: Patience) -> bool:
-    """Say whether a rank missed beats that its peers, with the same interval, gave."""
-    ranks = view.ranks
-    others = (ranks.page_ns > 0) & ~ranks.is_ended
-    others[rank] = False
-    ages = (ranks.page_ns - ranks.heartbeat_ns)[others]
-    usual = int(np.median(ages)) if len(ages) else 0
-    return heartbeat_age(view, rank) > max(patience.heartbeat_ns, 2 * usual)
-
-
-def exit_text(view: JobView, rank: int) -> str:
-    """Say how a rank ended."""
-    code = int(view.ranks.exit_code[rank])
-    if code == UNKNOWN_EXIT:
-        return "its exit was not seen"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _page_evidence(view: JobView, rank: int, now: int) -> list[Evidence]:
-    ranks = view.ranks
-    time_ns = int(ranks.page_ns[rank])
-    found: list[str] = []
-    if since := int(ranks.input_since_ns[rank]):
-        found.append(f"has been inside next(dataloader) for {span_text(now - since)}")
-    if since := int(ranks.checkpoint_since_ns[rank]):
-        found.append(f"has been inside a checkpoint call for {span_text(now - since)}")
-    if since := int(ranks.phase_since_ns[rank]):
-        name = view.phases.get(rank, "")
-        found.append(f"has been in phase {name!r} for {span_text(now - since)}")
-    if time_ns and heartbeat_age(view, rank) > SECOND_NS * 3 and not ranks.is_ended[rank]:
-        found.append(
-            f"gave its last heartbeat {span_text(now - int(ranks.heartbeat_ns[rank]))} ago"
-        )
-    return [
-        Evidence(
-            kind="rank_page",
-            source="rank page",
-            time_ns=time_ns,
-            rank=rank,
-            text=f"rank {rank} {text}",
-        )
-        for text in found
-        if time_ns
-    ]
-
-
-def _stack_evidence(rank: int, stack: StackRecord | None) -> list[Evidence]:
-    if stack is None or stack.error or not stack.frames:
-        return []
-    text = " < ".join((user_frames(stack) or stack.frames)[:3])
-    return [
-        Evidence(
-            kind="stack",
-            source="py-spy",
-            time_ns=stack.time_ns,
-            rank=rank,
-            text=f"the stack of rank {rank}: {text}",
-            data={"frames": list(stack.frames[:20]), "holds_gil": stack.holds_gil},
-        )
-    ]
-
-
-def _process_evidence(view: JobView, rank: int, after_ns: int) -> list[Evidence]:
-    look = last_look(view, rank, after_ns)
-    if look is None:
-        return []
-    share = cpu_share(view, rank, after_ns)
-    used = "" if share is None else f", used {share:.0%} of a core"
-    return [
-        Evidence(
-            kind="process",
-            source="/proc",
-            time_ns=look.time_ns,
-            rank=rank,
-            text=f"process {look.pid} of rank {rank} is in state {look.state}{used}",
-            data={"state": look.state, "wchan": look.wchan, "cpu_share": share},
-        )
-    ]
-
-
-def _exit_evidence(view: JobView, rank: int) -> list[Evidence]:
-    if not view.ranks.is_ended[rank]:
-        return []
-    return [
-        Evidence(
-            kind="worker_exit",
-            source="launcher",
-            time_ns=int(view.ranks.ended_ns[rank]),
-            rank=rank,
-            text=f"rank {rank} has ended ({exit_text(view, rank)})",
-            data={"exit_code": int(view.ranks.exit_code[rank])},
-        )
-    ]

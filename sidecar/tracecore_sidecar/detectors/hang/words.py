@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors.hang_diagnosis import Cause
-from tracecore_sidecar.detectors.hang_gaps import unread
+from tracecore_sidecar.detectors.hang.diagnosis import Cause
+from tracecore_sidecar.detectors.hang.gaps import unread
+from tracecore_sidecar.detectors.hang.whereabouts import Place
 from tracecore_sidecar.detectors.naming import group_text, ranks_text
-from tracecore_sidecar.detectors.whereabouts import Place
 
 if TYPE_CHECKING:
-    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
-    from tracecore_sidecar.detectors.wait_graph import Head
+    from tracecore_sidecar.detectors.hang.diagnosis import Diagnosis
+    from tracecore_sidecar.detectors.hang.head import Head
+    from tracecore_sidecar.detectors.hang.scene import Scene
 
 _ACTIONS: dict[Place, str] = {
     Place.ENDED: "find out why it ended: its log, and the launcher's report of the exit",
@@ -52,6 +53,9 @@ def summary(scene: Scene, diagnosis: Diagnosis) -> str:
     if diagnosis.mismatch is not None:
         return _disagreement(diagnosis)
     if head is None:
+        waiting = [w.rank for w in diagnosis.bystanders if w.place is Place.PEER_WAIT]
+        if waiting:
+            return _unrecorded(diagnosis, waiting)
         if diagnosis.cause is Cause.NOT_COLLECTIVE:
             return "nothing moves, and no rank waits in a collective"
         blind = unread(scene) or np.flatnonzero(scene.view.is_in_blind_group()).tolist()
@@ -125,6 +129,14 @@ def _unmatched(diagnosis: Diagnosis, head: Head) -> str:
     if diagnosis.suspects:
         return f"{other} never issued its side of {where}, and waits elsewhere for {waiting}"
     return f"{waiting} waits in {where}, {other} waits elsewhere for {waiting}: one side is missing"
+
+
+def _unrecorded(diagnosis: Diagnosis, waiting: list[int]) -> str:
+    verb = "waits" if len(waiting) == 1 else "wait"
+    text = f"{ranks_text(waiting)} {verb} for a message of another rank"
+    if not diagnosis.suspects:
+        return f"nothing moves; {text}, and nobody can be named"
+    return f"{ranks_text(w.rank for w in diagnosis.suspects)} {diagnosis.suspects[0].text}; {text}"
 
 
 def _rendezvous(diagnosis: Diagnosis) -> str:

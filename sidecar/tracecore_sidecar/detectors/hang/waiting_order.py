@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors.history import expected_next
+from tracecore_sidecar.detectors.hang.history import expected_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracecore_sidecar.detectors.positions import Positions
-    from tracecore_sidecar.detectors.wait_graph import Head
+    from tracecore_sidecar.detectors.hang.head import Head
+    from tracecore_sidecar.detectors.hang.positions import Positions
 
 MAX_PAST = 512
 """Operations of a rank's past that are looked at."""

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors.hang_diagnosis import Cause
-from tracecore_sidecar.detectors.hang_gaps import not_measured, unread
-from tracecore_sidecar.detectors.hang_words import actions, operation_text, summary
+from tracecore_sidecar.detectors.hang.diagnosis import Cause
+from tracecore_sidecar.detectors.hang.gaps import not_measured, unread
+from tracecore_sidecar.detectors.hang.operations import is_device_backend
+from tracecore_sidecar.detectors.hang.words import actions, operation_text, summary
 from tracecore_sidecar.detectors.naming import group_text, ranks_text, suspect_of
-from tracecore_sidecar.detectors.operations import is_device_backend
 from tracecore_sidecar.verdicts import Confidence, Cost, Evidence, Severity, Verdict
 
 if TYPE_CHECKING:
-    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
-    from tracecore_sidecar.detectors.wait_graph import Head
-    from tracecore_sidecar.detectors.whereabouts import Whereabouts
+    from tracecore_sidecar.detectors.hang.diagnosis import Diagnosis
+    from tracecore_sidecar.detectors.hang.head import Head
+    from tracecore_sidecar.detectors.hang.scene import Scene
+    from tracecore_sidecar.detectors.hang.whereabouts import Whereabouts
 
 MAX_DETAILED = 8
 """Ranks whose own evidence is listed."""
@@ -54,6 +55,8 @@ def report(scene: Scene, diagnosis: Diagnosis) -> Verdict:
 
 def _is_full(scene: Scene, diagnosis: Diagnosis) -> bool:
     """Say whether everything the rule asks for was there."""
+    if diagnosis.head is None and diagnosis.cause is Cause.NEVER_ENTERED:
+        return False  # told from stacks
     has_side = diagnosis.mismatch is not None and bool(diagnosis.mismatch.odd)
     if not (diagnosis.cause in _CERTAIN or has_side) or unread(scene):
         return False
@@ -83,7 +86,7 @@ def _is_proven(scene: Scene, diagnosis: Diagnosis, head: Head) -> bool:
 def _evidence(scene: Scene, diagnosis: Diagnosis) -> list[Evidence]:
     items: list[Evidence] = []
     heads = list(diagnosis.heads[:MAX_DETAILED])
-    items += [_head_evidence(head) for head in heads]
+    items += [_head_evidence(scene, head) for head in heads]
     if diagnosis.mismatch is not None:
         items.insert(0, _mismatch_evidence(diagnosis))
     for located in diagnosis.suspects[:MAX_DETAILED]:
@@ -115,14 +118,20 @@ def _mismatch_evidence(diagnosis: Diagnosis) -> Evidence:
     )
 
 
-def _head_evidence(head: Head) -> Evidence:
+def _head_evidence(scene: Scene, head: Head) -> Evidence:
     if head.link is not None:
         text = f"{ranks_text(head.waiters)} issued its side of {operation_text(head)}"
     else:
         entered = {rank for ranks in head.signatures.values() for rank in ranks}
         text = f"{ranks_text(entered or head.waiters)} entered {operation_text(head)}"
-    if head.absent:
-        text += f", {ranks_text(head.absent)} did not"
+    # A recorder that nobody could read since does not tell whether its rank came after all.
+    is_read = scene.readings.is_fresh
+    stayed_away = [rank for rank in head.absent if is_read[rank]]
+    unseen = [rank for rank in head.absent if not is_read[rank]]
+    if stayed_away:
+        text += f", {ranks_text(stayed_away)} did not"
+    if unseen:
+        text += f", {ranks_text(unseen)} {'was' if len(unseen) == 1 else 'were'} not seen to"
     if head.done:
         text += f"; it is over for {ranks_text(head.done)}"
     if head.held_up:

@@ -1,4 +1,4 @@
-"""Hang: nothing of the job moves any more. Which rank never entered what the others wait in?
+"""When silence is a hang, and what is asked for meanwhile.
 
 Two looks. Quiet for longer than the job's own pace allows raises a suspicion and asks for
 evidence; a later look with that evidence, and still no progress, gives the verdict, which then
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors import Findings, Wanted, WantedKind, hang_report
-from tracecore_sidecar.detectors.hang_diagnosis import diagnose, look
-from tracecore_sidecar.detectors.whereabouts import SECOND_NS, Patience, Place, main_stack
+from tracecore_sidecar.detectors import Findings, Wanted, WantedKind
+from tracecore_sidecar.detectors.hang.diagnose import diagnose
+from tracecore_sidecar.detectors.hang.last_seen import SECOND_NS, main_stack
+from tracecore_sidecar.detectors.hang.report import report
+from tracecore_sidecar.detectors.hang.scene import look
+from tracecore_sidecar.detectors.hang.whereabouts import Patience, Place
 
 if TYPE_CHECKING:
-    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
+    from tracecore_sidecar.detectors.hang.diagnosis import Diagnosis
+    from tracecore_sidecar.detectors.hang.scene import Scene
     from tracecore_sidecar.state.view import Bools, JobView
     from tracecore_sidecar.verdicts import Verdict
 
@@ -109,7 +113,7 @@ class HangDetector:
         # look like nobody waiting, and that is no news about who was missing.
         may_report = not state.verdicts or scene.graph.num_waiting > 0
         if found and may_report and self._is_due(scene, found, state):
-            told = tuple(hang_report.report(scene, diagnosis) for diagnosis in found)
+            told = tuple(report(scene, diagnosis) for diagnosis in found)
             state = replace(state, verdicts=told)
         return Findings(
             verdicts=state.verdicts,
@@ -136,7 +140,8 @@ class HangDetector:
         settings, now = self.settings, scene.now
         if now <= state.suspected_ns or now < max(d.accuse_after_ns for d in found):
             return False
-        if not scene.graph.num_waiting:
+        is_told_by_stacks = any(d.suspects and d.head is None for d in found)
+        if not scene.graph.num_waiting and not is_told_by_stacks:
             is_busy = any(w.place is Place.BUSY for d in found for w in d.bystanders)
             limit = settings.nobody_waits_busy_ns if is_busy else settings.nobody_waits_ns
             return now - state.stopped_ns > limit

@@ -12,7 +12,8 @@ from tracecore_sidecar.detectors.unseen import unseen_texts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tracecore_sidecar.detectors.hang_diagnosis import Diagnosis, Scene
+    from tracecore_sidecar.detectors.hang.diagnosis import Diagnosis
+    from tracecore_sidecar.detectors.hang.scene import Scene
     from tracecore_sidecar.state.view import GroupView, JobView
 
 MAX_LISTED = 8

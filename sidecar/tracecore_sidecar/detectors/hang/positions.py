@@ -18,26 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors.operations import is_device_backend, needs_everybody
+from tracecore_sidecar.detectors.hang.operations import is_device_backend, needs_everybody
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tracecore_sidecar.detectors.hang.readings import Readings
     from tracecore_sidecar.state.view import Bools, GroupView, Ints, JobView
 
 NEVER = int(np.iinfo(np.int64).max)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
-    """Which facts about the ranks are good enough to reason from; arrays by rank."""
-
-    is_fresh: Bools
-    """The flight recorder was read while nothing moved."""
-    is_out: Bools
-    """It cannot enter anything: it ended, is stopped, a zombie or gone."""
-    is_elsewhere: Bools
-    """Its training thread is known to be outside collectives (input, checkpoint)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

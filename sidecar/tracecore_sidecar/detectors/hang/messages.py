@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tracecore_sidecar.detectors.positions import Positions, Readings
+    from tracecore_sidecar.detectors.hang.positions import Positions
+    from tracecore_sidecar.detectors.hang.readings import Readings
     from tracecore_sidecar.state.view import Bools, GroupView, Ints, JobView
 
 
@@ -34,6 +35,16 @@ class Messages:
     """The other side has finished its part."""
     is_certain: Bools
     """Both rings reach back to the beginning: what is not issued never was."""
+
+    @property
+    def sender(self) -> Ints:
+        """By message: the rank it comes from."""
+        return np.where(self.is_send, self.rank, self.peer)
+
+    @property
+    def receiver(self) -> Ints:
+        """By message: the rank it goes to."""
+        return np.where(self.is_send, self.peer, self.rank)
 
 
 _EMPTY = np.zeros(0, dtype=np.int64)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.detectors.history import expected_next
+from tracecore_sidecar.detectors.hang.history import expected_next
+from tracecore_sidecar.detectors.hang.operations import name_of, needs_same_sizes, splits
 from tracecore_sidecar.detectors.naming import ranks_text
-from tracecore_sidecar.detectors.operations import name_of, needs_same_sizes, splits
 from tracecore_sidecar.state.view import OTHER_OP
 
 if TYPE_CHECKING:

@@ -1,0 +1,62 @@
+"""What was last seen of a rank from outside: its stack, its process, its heartbeat, its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracecore_sidecar.state.view import UNKNOWN_EXIT
+
+if TYPE_CHECKING:
+    from tracecore_sidecar.state.view import JobView
+    from tracecore_train.wire.records import ProcessRecord, StackRecord
+
+SECOND_NS = 1_000_000_000
+OUT_STATES = frozenset("TZ-")
+"""Process states in which nothing can be entered. ``t`` is not one: profilers stop for a moment."""
+
+
+def main_stack(view: JobView, rank: int, after_ns: int) -> StackRecord | None:
+    """Give the stack of the training thread if it was taken after ``after_ns``."""
+    stacks = [s for s in view.stacks.get(rank, ()) if s.time_ns > after_ns]
+    return next((s for s in stacks if s.thread == "MainThread"), stacks[0] if stacks else None)
+
+
+def last_look(view: JobView, rank: int, after_ns: int) -> ProcessRecord | None:
+    """Give the last look at the process if it was taken after ``after_ns``."""
+    looks = view.processes.get(rank, ())
+    return looks[-1] if looks and looks[-1].time_ns > after_ns else None
+
+
+def cpu_share(view: JobView, rank: int, after_ns: int) -> float | None:
+    """Give the share of a core a process used between two looks after ``after_ns``."""
+    looks = view.processes.get(rank, ())
+    if len(looks) < 2 or looks[0].time_ns < after_ns or looks[0].pid != looks[1].pid:
+        return None
+    elapsed = looks[1].time_ns - looks[0].time_ns
+    # The kernel counts in ticks of 10 ms: a shorter time apart says nothing.
+    return (looks[1].cpu_ns - looks[0].cpu_ns) / elapsed if elapsed >= SECOND_NS // 5 else None
+
+
+def heartbeat_age(view: JobView, rank: int) -> int:
+    """Give how old the heartbeat was when the page was read."""
+    return int(view.ranks.page_ns[rank] - view.ranks.heartbeat_ns[rank])
+
+
+def is_heartbeat_stale(view: JobView, rank: int, limit_ns: int) -> bool:
+    """Say whether a rank missed beats that its peers, with the same interval, gave."""
+    ranks = view.ranks
+    others = (ranks.page_ns > 0) & ~ranks.is_ended
+    others[rank] = False
+    ages = (ranks.page_ns - ranks.heartbeat_ns)[others]
+    usual = int(np.median(ages)) if len(ages) else 0
+    return heartbeat_age(view, rank) > max(limit_ns, 2 * usual)
+
+
+def exit_text(view: JobView, rank: int) -> str:
+    """Say how a rank ended."""
+    code = int(view.ranks.exit_code[rank])
+    if code == UNKNOWN_EXIT:
+        return "its exit was not seen"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
