@@ -80,10 +80,8 @@ def _find(name: str, path: Sequence[str] | None, target: ModuleType | None) -> M
 
 
 def _start() -> None:
-    from tracecore_train.errors import ConfigError
-
-    guard = Guard("start-up")
-    with guard:
+    with Guard("start-up"):
+        from tracecore_train.errors import ConfigError
         from tracecore_train.session import open_session
 
         try:

@@ -128,7 +128,7 @@ def _parse_bool(where: str, value: object) -> bool:
 def _parse_seconds(where: str, value: object) -> float:
     try:
         seconds = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0.1 <= seconds <= 60:
         raise ConfigError(f"{where}: {value!r} is not a number of seconds from 0.1 to 60")
@@ -161,7 +161,7 @@ def _parse_hooks(where: str, value: object) -> tuple[str, ...]:
             f" install (optimizer,dataloader) or changes to the default (-dataloader,+NAME)"
         )
     for word in words:
-        name = word.lstrip("+-")
+        name = word[1:] if word[0] in "+-" else word
         if name not in HOOK_NAMES:
             raise ConfigError(_unknown(f"hook {name!r} in {where}", name, HOOK_NAMES))
     if not any(is_change):

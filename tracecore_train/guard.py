@@ -53,7 +53,7 @@ class Guard:
             raise error
         is_first = self.num_failures == 0
         if is_first:
-            self.reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            self.reason = _text_of(error)
             self.is_open = False
         # Counted last: the export thread reads the reason as soon as there is a failure.
         self.num_failures += 1
@@ -74,5 +74,13 @@ def say(text: str) -> None:
     try:
         stream.write(f"tracecore: {line}\n")
         stream.flush()
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001  (stderr may be an object of the user's, or busy below us)
         return
+
+
+def _text_of(error: Exception) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"[:MAX_REASON]
+    except Exception:  # noqa: BLE001  (an exception class of the user's that has no text)
+        return kind[:MAX_REASON]

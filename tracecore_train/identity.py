@@ -94,13 +94,13 @@ def read_identity(
     rank, world_size = _place(environ)
     group_rank = "GROUP_RANK" if environ.get("GROUP_RANK", "") != "" else "NODE_RANK"
     return Identity(
-        job_id=(job_id or _scheduler_job(environ) or job_name)[:MAX_NAME],
+        job_id=_sendable(job_id or _scheduler_job(environ) or job_name),
         attempt=_number(environ, "TORCHELASTIC_RESTART_COUNT", 0, low=0, high=10**6),
         rank=rank,
         local_rank=_number(environ, "LOCAL_RANK", rank, low=0, high=MAX_WORLD_SIZE),
         node_rank=_number(environ, group_rank, 0, low=0, high=MAX_WORLD_SIZE),
         world_size=world_size,
-        host=os.uname().nodename[:MAX_NAME],
+        host=_sendable(os.uname().nodename),
         boot_id=boot_id(),
         pid=os.getpid(),
         start_ticks=start_ticks(os.getpid()),
@@ -125,7 +125,7 @@ def gpu_of(local_rank: int) -> tuple[str, str | None]:
     try:
         visible = list(cuda._parse_visible_devices())
         uuids = [str(uuid) for uuid in cuda._raw_device_uuid_nvml() or ()]
-    except (AttributeError, OSError, RuntimeError, TypeError, Warning):
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, Warning):
         return "cpu", None
     if not uuids or not visible:
         return "cpu", None
@@ -169,6 +169,11 @@ def _number(environ: Mapping[str, str], name: str, default: int, *, low: int, hi
     if not (text.isascii() and text.isdigit()) or not low <= int(text[:20]) <= high:
         raise ConfigError(f"{name}={text[:40]!r} in the environment is not {low} to {high}")
     return int(text)
+
+
+def _sendable(name: str) -> str:
+    """Cut a name; bytes of the environment that are no UTF-8 cannot be sent."""
+    return name[:MAX_NAME].encode("utf-8", "replace").decode()
 
 
 def _read_text(path: str) -> str:

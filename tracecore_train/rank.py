@@ -94,10 +94,7 @@ class Rank:
                 self.recorder.page.write_text(Text.LAST_WORD, NORMAL_WORD)
             if self._worker is not None:
                 self._worker.stop()
-        for hook, guard in reversed(self._hooks):
-            guard.close()
-            with Guard(f"{hook.name} (uninstall)"):
-                hook.uninstall()
+        self._uninstall_hooks()
         with Guard("faults (uninstall)"):
             if self._uninstall_faults is not None:
                 self._uninstall_faults()
@@ -158,6 +155,16 @@ class Rank:
                     self._blind += signals.explain(signals.given_by(hook.name), str(error))
                     if is_asked_for:
                         say(f"hook {hook.name} is not available: {error}")
+            if not guard.is_open:
+                self._uninstall_hooks(hook_class.name)
+
+    def _uninstall_hooks(self, name: str = "") -> None:
+        """Uninstall every hook, or only the one of a name whose installation failed."""
+        for hook, guard in reversed(self._hooks):
+            if name in ("", hook.name):
+                guard.close()
+                with Guard(f"{hook.name} (uninstall)"):
+                    hook.uninstall()
 
     def _note_ends(self) -> None:
         for hook, guard in self._hooks:

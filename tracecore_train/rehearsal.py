@@ -20,6 +20,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from tracecore_train.guard import Guard
+from tracecore_train.hooks.patch import Patch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -49,7 +52,8 @@ class Rehearsal:
         self._leader: Callable[[], object | None] = _gone
         self._is_pending = False
         self._is_active = False
-        self._undo: list[Callable[[], None]] = []
+        self._guard = Guard("rehearsal")
+        self._undo: list[Callable[[], object]] = []
 
     def install(self) -> None:
         """Install what the places of the faults need, and say that a rehearsal is active."""
@@ -154,22 +158,14 @@ class Rehearsal:
         for module in (torch, torch.serialization):
             self._patch(module, "save", make_wrapper)
 
-    def _patch(
-        self, target: Any, name: str, make_wrapper: Callable[[Callable[..., Any]], Any]
-    ) -> None:
-        original = vars(target)[name]
-        wrapper = make_wrapper(original)
-        setattr(target, name, wrapper)
-
-        def restore() -> None:
-            if vars(target).get(name) is wrapper:
-                setattr(target, name, original)
-
-        self._undo.append(restore)
+    def _patch(self, target: Any, name: str, make_wrapper: Callable[[Any], Any]) -> None:
+        patch = Patch(target, name, make_wrapper)
+        patch.install()
+        self._undo.append(patch.uninstall)
 
     def _act(self, place: str) -> None:
         """Make the trouble that is due at a place and has not happened in this step yet."""
-        if not self._is_active or os.getpid() != self._pid:
+        if not (self._is_active and self._guard.is_open) or os.getpid() != self._pid:
             return
         for index, fault in enumerate(self._faults):
             if fault.where != place or not fault.is_due(self._step):
@@ -178,7 +174,8 @@ class Rehearsal:
             if acted_in == self._step or (acted_in is not None and fault.kind != "slow"):
                 continue
             self._acted_in[index] = self._step
-            _make_trouble(fault)
+            with self._guard:
+                _make_trouble(fault)
 
 
 def _make_trouble(fault: Fault) -> None:

@@ -95,7 +95,10 @@ def make_private_dir(path: Path) -> Path:
             "set TRACECORE_RUNTIME_DIR to a directory you own"
         )
     if info.st_mode & 0o077:
-        os.chmod(path, 0o700)
+        try:
+            os.chmod(path, 0o700)
+        except OSError as error:
+            raise TracecoreError(f"cannot make {path} private: {error.strerror}") from None
     return path
 
 

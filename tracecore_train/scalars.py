@@ -12,6 +12,7 @@ import re
 from tracecore_train.guard import Guard
 from tracecore_train.plain_numbers import plain_number, way_out
 from tracecore_train.recorder.clock import now_ns
+from tracecore_train.recorder.pace import Pace
 from tracecore_train.refusals import log_refusals
 from tracecore_train.session import current_recorder
 from tracecore_train.wire.records import RecordKind
@@ -20,19 +21,12 @@ MAX_NAMES = 64
 """Different names in one process; the sidecar keeps the last number of each."""
 MAX_RATE = 1_000
 """Numbers a second. More would push step records out of the buffer they share."""
-_SECOND_NS = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,79}\Z")
 _SCALAR = RecordKind.SCALAR
 _INFINITY = math.inf
 _guard = Guard("log()")
 _names: set[str] = set()
-
-
-class _Rate:
-    """Numbers taken in the second that began at ``since``."""
-
-    since = 0
-    count = 0
+_pace = Pace(MAX_RATE)
 
 
 def log(**values: object) -> None:
@@ -77,10 +71,7 @@ def _admit(name: str) -> bool:
 
 
 def _has_room(now: int) -> bool:
-    if now - _Rate.since >= _SECOND_NS:
-        _Rate.since, _Rate.count = now, 0
-    _Rate.count += 1
-    if _Rate.count > MAX_RATE:
-        log_refusals.add("rate", f"more than {MAX_RATE} numbers a second; the rest is left out")
-        return False
-    return True
+    if _pace.allows(now):
+        return True
+    log_refusals.add("rate", f"more than {MAX_RATE} numbers a second; the rest is left out")
+    return False

@@ -73,15 +73,13 @@ class Session:
             return
         install_faults = _fault_installer(self.config.fault)
         guard = Guard("init()")
-        with guard:
-            socket_path = Path(self.config.endpoint.removeprefix("unix:"))
-            job = socket_path.parent
-            identity = read_identity(job_id=self.config.job_id, job_name=job.name)
-            if self._take_claim(job / str(identity.attempt), identity, is_quiet=is_quiet):
-                self._rank = Rank(self.config, identity, socket_path)
-                self._rank.start(install_faults)
-                self.recorder = self._rank.recorder
-                atexit.register(self.stop)
+        try:
+            with guard:
+                self._start_rank(self.config.endpoint, install_faults, is_quiet=is_quiet)
+        except BaseException:
+            # Ctrl-C while hooks are installed: nothing half-way stays behind.
+            self.stop()
+            raise
         if not guard.is_open:
             self.stop()
 
@@ -107,6 +105,22 @@ class Session:
         """Before a fork: let the export thread finish its imports."""
         if self._rank is not None:
             self._rank.wait_until_forkable()
+
+    def _start_rank(
+        self,
+        endpoint: str,
+        install_faults: Callable[[int, int], Callable[[], None]] | None,
+        *,
+        is_quiet: bool,
+    ) -> None:
+        socket_path = Path(endpoint.removeprefix("unix:"))
+        job = socket_path.parent
+        identity = read_identity(job_id=self.config.job_id, job_name=job.name)
+        if self._take_claim(job / str(identity.attempt), identity, is_quiet=is_quiet):
+            self._rank = Rank(self.config, identity, socket_path)
+            self._rank.start(install_faults)
+            self.recorder = self._rank.recorder
+            atexit.register(self.stop)
 
     def _take_claim(self, directory: Path, identity: Identity, *, is_quiet: bool) -> bool:
         """Say whether this process speaks for the rank; it does where nothing can be claimed."""
@@ -154,9 +168,14 @@ def open_session(settings: dict[str, object], *, is_quiet: bool = False) -> Sess
         if _current.is_active and settings and config != _current.config:
             say("init() was called again with other settings; those of the first call hold")
         return _current
-    session = Session(config)
-    session.start(is_quiet=is_quiet)
-    _current = session
+    # Known before it starts: the hooks import torch, and its import may start a session, and a
+    # fork meanwhile must find what to abandon.
+    session = _current = Session(config)
+    try:
+        session.start(is_quiet=is_quiet)
+    except BaseException:
+        _current = None
+        raise
     return session
 
 

@@ -107,7 +107,12 @@ class phase:  # noqa: N801  (used like a function: ``with phase("evaluation"):``
     ) -> None:
         """End the phase, also by an exception, which goes on."""
         recorder, self._recorder = self._recorder, None
-        if recorder is None or not _phase_guard.is_open:
+        if recorder is None:
+            return
+        if not _phase_guard.is_open:
+            if self._outer is not None:
+                words = recorder.page.words
+                words[_PHASE_SINCE] = words[_EXPECT_UNTIL] = 0
             return
         with _phase_guard:
             now = now_ns()

@@ -268,6 +268,7 @@ class SimulatedJob(Timeline):
             created_ns=entry.created_ns,
             completed_ns=0,
             is_retired=entry.released_ns is not None and entry.released_ns <= self.now,
+            op_id=entry.seq_id + self.num_unrecorded,
         )
 
 

@@ -84,6 +84,8 @@ class Timeline:
         """Start the ranks, except the ``absent`` ones, which nobody ever hears of."""
         self.world_size = world_size
         self.device = device
+        self.num_unrecorded = 0
+        """Operations of every group that are counted and not recorded, as send on gloo."""
         self.families = families or {WORLD: [range(world_size)]}
         self.ranks = [SimulatedRank() for _ in range(world_size)]
         self.absent = frozenset(absent)

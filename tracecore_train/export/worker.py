@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from tracecore_train.export.totals import Totals
+from tracecore_train.guard import MAX_REASON
 from tracecore_train.recorder.clock import now_ns, wall_offset_ns
 from tracecore_train.recorder.page import Word
 from tracecore_train.wire.records import Batch, GapRecord
@@ -38,8 +39,6 @@ BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 """Pauses after the first, second, ... failure in a row."""
 FORK_WAIT_S = 0.2
 """A fork waits this long for the thread's imports: a child must not inherit their locks."""
-MAX_REASON = 300
-"""Characters of the reason a gap gives."""
 MAX_WALL_DRIFT_NS = 100_000
 """The wall anchor sent moves only when it is off by more: what is said about the source is then
 the same bytes each time. Reading the anchor is no more exact than some microseconds anyway."""

@@ -9,11 +9,11 @@ training by itself (gradient penalties), so a loop built on it has no backward h
 from __future__ import annotations
 
 import functools
-import sys
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
+from tracecore_train.hooks.cuda import cuda_in_use
 from tracecore_train.hooks.dynamo import keep_out_of_graphs
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -51,7 +51,7 @@ class BackwardHook:
         try:
             import torch.autograd
         except ImportError as error:
-            raise HookUnavailableError(f"step_parts: no torch ({error})") from None
+            raise HookUnavailableError(f"no torch ({error})") from None
         self._patch = Patch(torch.autograd, "backward", self._wrap_backward)
         self._patch.install()
         self._recorder.parts.is_backward_timed = True
@@ -65,16 +65,16 @@ class BackwardHook:
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
-        cuda = sys.modules.get("torch.cuda")
-        if self._recorder.is_transfer_seen or cuda is None or not cuda.is_initialized():
+        if self._recorder.is_transfer_seen or cuda_in_use() is None:
             return []
         return [NO_TRANSFER]
 
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         recorder, parts, guard = self._recorder, self._recorder.parts, self._guard
-        words = recorder.page.words
+        page, words = recorder.page, recorder.page.words
 
         def give_up(error: Exception) -> None:
+            words[_BACKWARD_SINCE] = 0
             parts.forget_backward()
             guard.contain(error)
 
@@ -108,5 +108,8 @@ class BackwardHook:
                             parts.after_backward(now)
                     except Exception as error:  # noqa: BLE001  (hot path; the guard contains it)
                         give_up(error)
+                else:
+                    # Switched off meanwhile; in a forked child the page's words are its own.
+                    page.words[_BACKWARD_SINCE] = 0
 
         return backward

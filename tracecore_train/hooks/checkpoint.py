@@ -59,7 +59,7 @@ class CheckpointHook:
         try:
             import torch.serialization  # noqa: F401
         except ImportError as error:
-            raise HookUnavailableError(f"checkpoint: no torch.save ({error})") from None
+            raise HookUnavailableError(f"no torch.save ({error})") from None
         with self._patching:
             self._is_installed = True
             self._patch_what_is_there()
@@ -117,6 +117,8 @@ class CheckpointHook:
                     if self._guard.is_open:
                         with self._guard:
                             self._leave(call, error, result, args, kwargs)
+                    elif call.is_training:
+                        self._recorder.page.words[_CHECKPOINT_SINCE] = 0
                 result = None
 
         return save

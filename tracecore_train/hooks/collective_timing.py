@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
-from tracecore_train.guard import say
+from tracecore_train.guard import MAX_REASON, say
 from tracecore_train.hooks.group_watch import backends_of, groups_now
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class CollectiveTimingHook:
         try:
             turn_on()
         except (RuntimeError, TypeError) as error:
-            self._blind = f"a group that was made before refused ({error})"[:200]
+            self._blind = f"a group that was made before refused ({error})"[:MAX_REASON]
 
 
 def _has_nccl(pg: Any) -> bool:

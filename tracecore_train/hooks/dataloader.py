@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,9 @@ class DataLoaderHook:
         self._guard = guard
         self._loaders = Loaders(context.rank)
         self._patches: list[Patch] = []
+        self._patching = threading.Lock()
+        """Between install and uninstall on one thread and :meth:`poll` on another."""
+        self._is_installed = False
         self._wrap_next = self._make_wrap()
         self._is_stateful_patched = False
 
@@ -54,15 +58,19 @@ class DataLoaderHook:
         try:
             from torch.utils.data.dataloader import _BaseDataLoaderIter
         except ImportError as error:
-            raise HookUnavailableError(f"input: no torch DataLoader ({error})") from None
-        self._patch(_BaseDataLoaderIter)
-        self._patch_stateful()
+            raise HookUnavailableError(f"no torch DataLoader ({error})") from None
+        with self._patching:
+            self._is_installed = True
+            self._patch(_BaseDataLoaderIter)
+            self._patch_stateful()
 
     def uninstall(self) -> None:
         """Put the originals back."""
-        for patch in self._patches:
-            patch.uninstall()
-        self._patches = []
+        with self._patching:
+            self._is_installed = False
+            for patch in self._patches:
+                patch.uninstall()
+            self._patches = []
         self._loaders.release()
 
     def blind(self) -> list[str]:
@@ -73,7 +81,9 @@ class DataLoaderHook:
 
     def poll(self, is_full: bool) -> list[Record]:
         """Give the loaders that delivered since the last time, or all that live."""
-        self._patch_stateful()
+        with self._patching:
+            if self._is_installed:
+                self._patch_stateful()
         return [*self._loaders.poll(is_full)]
 
     def _patch(self, iterator_class: type) -> None:
@@ -140,6 +150,8 @@ class DataLoaderHook:
                     if guard.is_open:
                         with guard:
                             leave_without_batch(loader, began)
+                    else:
+                        page.words[_INPUT_SINCE] = 0
                     raise
                 is_inside = False
                 if guard.is_open:
@@ -164,6 +176,9 @@ class DataLoaderHook:
                             parts.marks.mark(Point.INPUT_END)
                     except Exception as error:  # noqa: BLE001  (hot path; the guard contains it)
                         guard.contain(error)
+                else:
+                    # Switched off meanwhile; in a forked child the page's words are its own.
+                    page.words[_INPUT_SINCE] = 0
                 return batch
 
             return __next__

@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tracecore_train.guard import MAX_REASON
+from tracecore_train.hooks.cuda import cuda_in_use
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.recorder.page import Word
 from tracecore_train.wire.records import NOT_MEASURED, MemoryRecord
@@ -112,7 +114,7 @@ class DeviceMemory:
         try:
             stats = read(device)
         except (RuntimeError, ValueError, AssertionError) as error:
-            self.reason = f"the allocator in use gives no figures ({error})"[:300]
+            self.reason = f"the allocator in use gives no figures ({error})"[:MAX_REASON]
             return None
         self.reason = ""
         return stats if isinstance(stats, dict) else None
@@ -130,12 +132,6 @@ def allocator_text(device: int) -> str:
     allocated = _of_all(stats, "allocated_bytes", "current")
     reserved = _of_all(stats, "reserved_bytes", "current")
     return f"allocated {allocated}, reserved {reserved}"
-
-
-def cuda_in_use() -> Any | None:
-    """Give ``torch.cuda`` where somebody has initialised it."""
-    cuda = sys.modules.get("torch.cuda")
-    return cuda if cuda is not None and cuda.is_initialized() else None
 
 
 def _free_and_total(cuda: Any, device: int) -> tuple[int, int]:

@@ -7,10 +7,10 @@ thread looks once per hand-over whether somebody did.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
+from tracecore_train.hooks.cuda import cuda_in_use
 from tracecore_train.hooks.device_marks import DeviceMarks
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -45,7 +45,7 @@ class DeviceTimeHook:
             import torch
             import torch.cuda
         except ImportError as error:
-            raise HookUnavailableError(f"device_time: no torch ({error})") from None
+            raise HookUnavailableError(f"no torch ({error})") from None
         graph = getattr(torch.cuda, "CUDAGraph", None)
         is_built = torch.version.cuda or getattr(torch.version, "hip", None)
         if is_built and hasattr(graph, "capture_begin") and hasattr(graph, "capture_end"):
@@ -61,7 +61,7 @@ class DeviceTimeHook:
         for patch in self._patches:
             patch.uninstall()
         self._patches = []
-        self._recorder.on_step = self._recorder.parts.marks = None
+        self._recorder.on_step = self._recorder.parts.marks = self._marks = None
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
@@ -73,8 +73,8 @@ class DeviceTimeHook:
 
     def poll(self, is_full: bool) -> list[Record]:
         """Begin to mark steps once somebody has initialised CUDA."""
-        cuda = sys.modules.get("torch.cuda")
-        if self._marks is None and cuda is not None and cuda.is_initialized():
+        cuda = cuda_in_use() if self._marks is None else None
+        if cuda is not None:
             self._marks = DeviceMarks(
                 cuda, self._recorder, self._guard, lambda: self._num_captures > 0
             )
@@ -103,7 +103,8 @@ class DeviceTimeHook:
             try:
                 return original(*args, **kwargs)
             finally:
-                if self._guard.is_open:
+                # Also when the hook was switched off meanwhile: a capture must not seem to last.
+                if self._num_captures:
                     with self._guard:
                         self._leave()
 

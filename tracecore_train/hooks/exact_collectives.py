@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
-from tracecore_train.hooks.group_watch import C10D, groups_now, patch_making
+from tracecore_train.guard import MAX_REASON
+from tracecore_train.hooks.group_watch import C10D, MAX_TEXT, groups_now, patch_making
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.wire.records import CollectiveTotalsRecord
 
@@ -57,7 +59,8 @@ class ExactCollectivesHook:
         self._guard = guard
         self._totals: dict[tuple[str, str], _Totals] = {}
         self._inside: dict[tuple[int, int], tuple[tuple[str, str], int]] = {}
-        self._groups: list[weakref.ref[Any]] = []
+        self._groups: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._numbers = itertools.count()
         self._patch: Patch | None = None
         self._blind = ""
 
@@ -86,12 +89,11 @@ class ExactCollectivesHook:
         if self._patch is not None:
             self._patch.uninstall()
         self._patch = None
-        for ref in self._groups:
-            pg = ref()
+        for pg in list(self._groups):
             for name in ("unregister_pre_hook", "unregister_post_hook"):
                 with contextlib.suppress(AttributeError, RuntimeError, TypeError):
                     getattr(pg, name)(HOOK_ID)
-        self._groups = []
+        self._groups.clear()
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
@@ -123,8 +125,8 @@ class ExactCollectivesHook:
         return records
 
     def _register(self, pg: Any, _began_ns: int) -> None:
-        pg_name = str(pg.group_name)[:200]
-        number = len(self._groups)
+        pg_name = str(pg.group_name)[:MAX_TEXT]
+        number = next(self._numbers)
         guard = self._guard
 
         def before(args: Any) -> None:
@@ -141,9 +143,9 @@ class ExactCollectivesHook:
             pg.register_pre_hook(HOOK_ID, before)
             pg.register_post_hook(HOOK_ID, after)
         except (RuntimeError, TypeError, AttributeError) as error:
-            self._blind = f"group {pg_name} takes no callbacks ({error})"[:200]
+            self._blind = f"group {pg_name} takes no callbacks ({error})"[:MAX_REASON]
             return
-        self._groups.append(weakref.ref(pg))
+        self._groups.add(pg)
 
     def _before(self, pg_name: str, number: int, args: Any) -> None:
         told = args.name

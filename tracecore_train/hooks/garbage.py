@@ -16,6 +16,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 
 from tracecore_train.recorder.clock import now_ns
+from tracecore_train.recorder.pace import Pace
 from tracecore_train.recorder.page import Word
 from tracecore_train.wire.records import RecordKind
 
@@ -29,7 +30,6 @@ TELL_FROM_NS = 10_000_000
 """A pause from this length on is a record of its own; shorter ones are in the step's sum only."""
 MAX_TOLD_PER_S = 10
 """Records a second; a collector that runs more often shows in the steps' sums."""
-SECOND_NS = 1_000_000_000
 _GC_SINCE = int(Word.GC_SINCE)
 
 
@@ -44,8 +44,7 @@ class GarbageHook:
         self._guard = guard
         self._main_thread = threading.main_thread().ident
         self._callback: Callable[[str, dict[str, int]], None] | None = None
-        self._second_ns = 0
-        self._num_told = 0
+        self._pace = Pace(MAX_TOLD_PER_S)
 
     def install(self) -> None:
         """Append our callback."""
@@ -75,6 +74,7 @@ class GarbageHook:
         def on_collection(phase: str, info: dict[str, int]) -> None:
             nonlocal began, num_steps
             if not guard.is_open:
+                page.words[_GC_SINCE] = 0
                 return
             if phase == "start":
                 num_steps = recorder.num_steps
@@ -95,11 +95,8 @@ class GarbageHook:
     def _tell(
         self, now: int, duration: int, info: dict[str, int], num_steps: int, is_training: bool
     ) -> None:
-        if now - self._second_ns >= SECOND_NS:
-            self._second_ns, self._num_told = now, 0
-        if self._num_told >= MAX_TOLD_PER_S:
+        if not self._pace.allows(now):
             return
-        self._num_told += 1
         generation, num_collected = int(info["generation"]), int(info["collected"])
         self._recorder.append(
             (RecordKind.GC, now, generation, duration, num_collected, num_steps, is_training)

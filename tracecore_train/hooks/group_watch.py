@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tracecore_train.hooks.copied import copied
 from tracecore_train.hooks.dynamo import keep_out_of_graphs
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -120,13 +121,13 @@ class GroupWatch:
         names = getattr(getattr(c10d, "_world", None), "pg_names", None)
         if names is None:
             return [], []
-        ids = _ids(names)
+        ids = tuple(map(id, copied(names)))
         is_same = ids == self._ids and not self._making
         if is_same and all(group.ref() is not None for group in self.groups):
             return [], []
         # Before the registry is copied: what was made by now and is not in it was destroyed.
         self._counted = [self._making.popleft() for _ in range(len(self._making))]
-        return self._compare(c10d, _snapshot(names), ids)
+        return self._compare(c10d, copied(names.items()), ids)
 
     def _compare(
         self, c10d: Any, alive: list[tuple[Any, Any]], ids: tuple[int, ...]
@@ -153,7 +154,7 @@ class GroupWatch:
         return made, gone
 
     def _describe(self, c10d: Any, pg: Any, name: str) -> Group:
-        ranks = dict(_snapshot(c10d._world.pg_group_ranks[pg]))
+        ranks = dict(copied(c10d._world.pg_group_ranks[pg].items()))
         by_device = backends_of(pg) or _told_backends(c10d, pg)
         seen = self._count_until(pg)
         numbers = self._number(_distinct(pg, by_device))
@@ -249,22 +250,7 @@ def _told_backends(c10d: Any, pg: Any) -> dict[str, str]:
     return {device if colon else "": name if colon else device for device, colon, name in pairs}
 
 
-def _ids(mapping: Any) -> tuple[int, ...]:
-    for _ in range(5):
-        with contextlib.suppress(RuntimeError):
-            return tuple(map(id, mapping))
-    return ()
-
-
 def groups_now() -> list[Any]:
     """Give torch's own objects of all groups there are."""
     world = getattr(sys.modules.get(C10D), "_world", None)
-    return [pg for pg, _ in _snapshot(getattr(world, "pg_names", {}))]
-
-
-def _snapshot(mapping: Any) -> list[tuple[Any, Any]]:
-    """Copy a dict that the training thread may be changing."""
-    for _ in range(5):
-        with contextlib.suppress(RuntimeError):
-            return list(mapping.items())
-    return []
+    return [pg for pg, _ in copied(getattr(world, "pg_names", {}).items())]

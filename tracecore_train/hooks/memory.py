@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
 from tracecore_train.hooks.device_memory import DeviceMemory
+from tracecore_train.hooks.dynamo import keep_out_of_graphs
 from tracecore_train.hooks.oom_observer import OomNotice
 from tracecore_train.recorder.clock import now_ns
+from tracecore_train.recorder.pace import Pace
 
 if TYPE_CHECKING:
     from tracecore_train.guard import Guard
@@ -31,7 +33,6 @@ MAX_WAITING = 512
 STEP = "step"
 """Phase of a sample at the end of a step."""
 _NO_CUDA = "no CUDA in this process"
-_SECOND_NS = 1_000_000_000
 
 
 class MemoryHook:
@@ -45,7 +46,7 @@ class MemoryHook:
         self._guard = guard
         self._memory = DeviceMemory(context.recorder, context.rank)
         self._notice = OomNotice(context.recorder, guard)
-        self._pace = _Pace(MAX_PER_S)
+        self._pace = Pace(MAX_PER_S)
         self._waiting: deque[MemoryRecord] = deque(maxlen=MAX_WAITING)
         self._sampled_ns = 0
         self._is_in_use = False
@@ -96,7 +97,7 @@ class MemoryPeaksHook:
         self._recorder = context.recorder
         self._guard = guard
         self._memory = DeviceMemory(context.recorder, context.rank)
-        self._pace = _Pace(MAX_PEAKS_PER_S)
+        self._pace = Pace(MAX_PEAKS_PER_S)
         self._waiting: deque[MemoryRecord] = deque(maxlen=MAX_WAITING)
         self._handle: Any = None
         self._num_steps = 0
@@ -107,8 +108,8 @@ class MemoryPeaksHook:
         try:
             from torch.optim.optimizer import register_optimizer_step_post_hook
         except ImportError as error:
-            raise HookUnavailableError(f"memory_peaks: no torch ({error})") from None
-        self._handle = register_optimizer_step_post_hook(self._after_step)
+            raise HookUnavailableError(f"no torch ({error})") from None
+        self._handle = register_optimizer_step_post_hook(keep_out_of_graphs(self._after_step))
 
     def uninstall(self) -> None:
         """Watch no more."""
@@ -117,8 +118,9 @@ class MemoryPeaksHook:
         self._handle = None
 
     def blind(self) -> list[str]:
-        """Give which of its signals it cannot give: it has none, it sharpens ``memory.device``."""
-        return []
+        """Give which of its signals it cannot give at the moment."""
+        reason = self._memory.reason if self._is_in_use else _NO_CUDA
+        return [f"memory.peaks: {reason}"] if reason else []
 
     def poll(self, is_full: bool) -> list[Record]:
         """Give the steps' samples."""
@@ -135,22 +137,6 @@ class MemoryPeaksHook:
                 self._num_steps = num_steps
                 self._waiting.extend(self._memory.sample(STEP))
                 self._memory.reset_peaks()
-
-
-class _Pace:
-    """Lets so many through in each second."""
-
-    __slots__ = ("_count", "_limit", "_since_ns")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._since_ns = self._count = 0
-
-    def allows(self, now: int) -> bool:
-        if now - self._since_ns >= _SECOND_NS:
-            self._since_ns, self._count = now, 0
-        self._count += 1
-        return self._count <= self._limit
 
 
 def _taken(waiting: deque[MemoryRecord]) -> list[Record]:

@@ -14,6 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tracecore_train.guard import MAX_REASON
 from tracecore_train.hooks.device_memory import allocator_text
 from tracecore_train.hooks.exception_text import is_users_file
 from tracecore_train.recorder.clock import now_ns
@@ -58,7 +59,7 @@ class OomNotice:
         try:
             attach(_observe)
         except RuntimeError as error:
-            self.reason = f"the allocator in use takes no observer ({error})"[:300]
+            self.reason = f"the allocator in use takes no observer ({error})"[:MAX_REASON]
             return
         _is_attached = True
 
@@ -87,8 +88,10 @@ class OomNotice:
 
 
 def _observe(device: int, requested: int, total: int, free: int) -> None:
-    if _listener is not None:
-        _listener(device, requested, total, free)
+    # Read once: it may go meanwhile, and what is raised here would replace torch's own error.
+    listener = _listener
+    if listener is not None:
+        listener(device, requested, total, free)
 
 
 def _innermost_frame(frame: Any) -> str:

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tracecore_train.hooks.copied import copied
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.wire.records import CollectiveRecord
 
@@ -23,6 +24,8 @@ MAX_OPEN = 4_096
 """Operations that may be open at a time; further ones are counted and left out."""
 MAX_ENDED = 4_096
 """Operations that may end between two hand-overs; further ones are counted and left out."""
+MAX_ORDERS = 65_536
+"""Pairs of group and direction that are numbered; operations of further ones are left out."""
 MAX_TOLD_AGAIN = 512
 """Ended operations told once more after a hand-over failed: what the sidecar saw open must not
 stay open for it."""
@@ -98,7 +101,7 @@ class OpenOperations:
     def begin(self, pg_name: str, op: str, tag: int, tensor: Any) -> Operation | None:
         """Note that one begins; None where there is no room."""
         order = self._order(pg_name, op)
-        if len(self._open) >= MAX_OPEN:
+        if not order or len(self._open) >= MAX_OPEN:
             self.num_lost += 1
             return None
         operation = Operation(
@@ -118,8 +121,9 @@ class OpenOperations:
         """Note that it finished, failed or was given up; ``op``: what it turned out to be."""
         if self._open.pop(operation.number, None) is None:
             return
-        if op:
-            operation.op, operation.order = op, self._order(operation.pg_name, op)
+        order = self._order(operation.pg_name, op) if op else 0
+        if order:
+            operation.op, operation.order = op, order
         operation.ended_ns = now_ns()
         if len(self._ended) >= MAX_ENDED:
             self.num_lost += 1
@@ -136,7 +140,7 @@ class OpenOperations:
                 ended = self._ended.popleft()
                 self._told.append(ended)
                 taken.append(ended)
-        for operation in _values(self._open):
+        for operation in copied(self._open.values()):
             if is_full or not operation.is_told:
                 operation.is_told = True
                 taken.append(operation)
@@ -145,13 +149,7 @@ class OpenOperations:
     def _order(self, pg_name: str, op: str) -> int:
         orders = self._orders.get((pg_name, op))
         if orders is None:
+            if len(self._orders) >= MAX_ORDERS:
+                return 0
             orders = self._orders.setdefault((pg_name, op), itertools.count(1))
         return next(orders)
-
-
-def _values(operations: dict[int, Operation]) -> list[Operation]:
-    """Copy what other threads may be changing."""
-    for _ in range(5):
-        with contextlib.suppress(RuntimeError):
-            return list(operations.values())
-    return []

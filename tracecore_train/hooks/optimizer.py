@@ -64,7 +64,7 @@ class OptimizerHook:
         try:
             from torch.optim import optimizer
         except ImportError as error:
-            raise HookUnavailableError(f"steps: torch cannot be imported ({error})") from None
+            raise HookUnavailableError(f"torch cannot be imported ({error})") from None
         self._optimizer_class = optimizer.Optimizer
         before, after = self._make_hooks()
         self._handles = [
@@ -118,6 +118,7 @@ class OptimizerHook:
                 if parts.marks is not None and not parts.backward_since:
                     parts.marks.mark(Point.OPTIMIZER_BEGIN)
             except Exception as error:  # noqa: BLE001  (hot path; the guard contains it)
+                words[_OPTIMIZER_SINCE] = parts.optimizer_since = 0
                 guard.contain(error)
 
         @keep_out_of_graphs
@@ -152,6 +153,7 @@ class OptimizerHook:
                     return
                 end_step(0, now)
             except Exception as error:  # noqa: BLE001  (hot path; the guard contains it)
+                words[_OPTIMIZER_SINCE] = parts.optimizer_since = 0
                 guard.contain(error)
 
         return before, after

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracecore_train.errors import HookUnavailableError
 from tracecore_train.hooks.dynamo import keep_out_of_graphs
-from tracecore_train.hooks.group_watch import backends_of
+from tracecore_train.hooks.group_watch import MAX_TEXT, backends_of
 from tracecore_train.hooks.open_operations import OpenOperations
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -177,11 +177,15 @@ class PointToPointHook:
 
         def drop(_: object) -> None:
             self._works.pop(key, None)
-            self._operations.end(operation)
+            if self._guard.is_open:
+                with self._guard:
+                    self._operations.end(operation)
 
         self._works[key] = (weakref.ref(work, drop), operation)
 
     def _finished(self, operation: Operation, work: Any) -> None:
+        # Nothing is left to learn from this work, also where the job keeps it for ever.
+        self._works.pop(id(work), None)
         op = ""
         if operation.op.endswith(ANY):
             # Torch asks the same once such a recv returned; one that failed has no source.
@@ -194,7 +198,7 @@ class PointToPointHook:
             self._groups.clear()
         group = _Group(
             ref=weakref.ref(pg),
-            name=str(pg.group_name)[:200],
+            name=str(pg.group_name)[:MAX_TEXT],
             rank=int(pg.rank()),
             is_recorded={device: "ccl" in backend for device, backend in backends_of(pg).items()},
         )

@@ -12,11 +12,11 @@ user's explicit 0 is respected, and reported as blind.
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
 from tracecore_train.errors import HookUnavailableError
+from tracecore_train.hooks.cuda import cuda_in_use
 from tracecore_train.hooks.group_watch import GroupWatch
 from tracecore_train.hooks.recorder_counters import RecorderCounters, has_generic_recorder
 from tracecore_train.recorder.clock import now_ns
@@ -163,15 +163,10 @@ class ProcessGroupsHook:
         return records
 
     def _read(self, backend: str, *, is_all: bool) -> dict[int, Counters]:
-        if backend != "gloo" and not _is_cuda_in_use():
+        if backend != "gloo" and cuda_in_use() is None:
             return {}
         recorder = self._recorders.get(backend)
         if recorder is None:
             recorder = self._recorders[backend] = RecorderCounters(backend)
         found = recorder.read(self._watch.num_backends.get(backend, 0))
         return found if is_all or recorder.is_changed else {}
-
-
-def _is_cuda_in_use() -> bool:
-    cuda = sys.modules.get("torch.cuda")
-    return cuda is not None and bool(cuda.is_initialized())

@@ -12,6 +12,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tracecore_train.guard import MAX_REASON
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -19,7 +21,6 @@ EXTENSION = "torch._C._distributed_c10d"
 """Module of torch that reads the flight recorders."""
 GENERIC_DUMP = "_dump_fr_trace_json"
 NCCL_DUMP = "_dump_nccl_trace_json"
-_MAX_REASON = 200
 _DECODER = json.JSONDecoder()
 
 
@@ -62,7 +63,7 @@ class RecorderCounters:
                 self._found = _parse(answer)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"the flight recorder of {self._backend} does not answer ({error})"
-            self._answer, self.blind = b"", reason[:_MAX_REASON]
+            self._answer, self.blind = b"", reason[:MAX_REASON]
             return {}
         self._answer = answer
         if self._found and max(self._found) >= num_groups:

@@ -53,17 +53,17 @@ class TerminationHook:
         """Take the wake-up descriptor, if nobody has it; give SIGTERM a handler, if it has none."""
         global _armed
         if threading.current_thread() is not threading.main_thread():
-            raise HookUnavailableError("sigterm: init() was not called on the main thread")
+            raise HookUnavailableError("init() was not called on the main thread")
         handler = signal.getsignal(signal.SIGTERM)
         if handler is signal.SIG_IGN or handler is None:
-            raise HookUnavailableError("sigterm: this process ignores it, or handles it in C")
+            raise HookUnavailableError("this process ignores it, or handles it in C")
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         other = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         if other != -1:
             signal.set_wakeup_fd(other)
             self._close()
-            raise HookUnavailableError("sigterm: another library uses the wake-up descriptor")
+            raise HookUnavailableError("another library uses the wake-up descriptor")
         _register_fork_callbacks()
         _armed = self
         if handler is signal.SIG_DFL:

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tracecore_train.errors import HookUnavailableError, TracecoreError
+from tracecore_train.guard import MAX_REASON
 from tracecore_train.runtime import checked_socket_path
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ class WorkerServerHook:
     def _start(self, path: Path) -> None:
         from torch._C._distributed_c10d import _WorkerServer
 
-        _started.append(path)
         try:
             path.unlink(missing_ok=True)
             server = _WorkerServer(os.fspath(path), -1)
         except (OSError, RuntimeError, TypeError) as error:
-            self._blind = f"the worker server did not start ({error})"[:300]
+            self._blind = f"the worker server did not start ({error})"[:MAX_REASON]
             return
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+        _started.append(path)

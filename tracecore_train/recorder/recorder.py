@@ -140,8 +140,9 @@ class Recorder:
             self.parts.sums[Sum.TRANSFER] += now - began
         if name != FORWARD:
             self.parts.leave_out(began, now)
-        if self.on_phase is not None:
-            self.on_phase(name)
+        on_phase = self.on_phase
+        if on_phase is not None:
+            on_phase(name)
 
     def add_gc(self, duration_ns: int) -> None:
         """Add time the garbage collector took on the training thread.
@@ -180,8 +181,9 @@ class Recorder:
         words = self.page.words
         words[_STEP_TIME] = now
         words[_STEP] = number + 1
-        if self.on_step is not None:
-            self.on_step(number, duration)
+        on_step = self.on_step
+        if on_step is not None:
+            on_step(number, duration)
 
     def end_explicit_step(self) -> None:
         """End a step because the user says so; from the first time on, nobody else does.

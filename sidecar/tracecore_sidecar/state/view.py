@@ -132,6 +132,8 @@ class GroupView:
     """Counter of what each member finished; -1: none, or not told."""
     has_plain_counters: bool
     """The counters count what ``seq_ids`` counts: no send/recv was seen in this group."""
+    has_unrecorded: bool
+    """Operations were counted that have no entry anywhere: send/recv on gloo, not wrapped."""
     points: PointColumns
     has_entries: bool
     """Some entry of it was read, of whichever member."""
@@ -223,6 +225,14 @@ class JobView:
         for group in blind:
             found[list(group.members)] = True
         found &= ~is_read
+        return found
+
+    def may_wait_unrecorded(self) -> Bools:
+        """Say by rank whether it is in a group with operations that nobody records."""
+        found: Bools = np.zeros(self.world_size, dtype=np.bool_)
+        for group in self.groups.values():
+            if group.has_unrecorded:
+                found[list(group.members)] = True
         return found
 
     def ranks_by_pid(self) -> dict[int, int]:

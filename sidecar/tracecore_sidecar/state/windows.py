@@ -105,6 +105,7 @@ class GroupRows:
         self._enqueued = np.full(len(members), -1, dtype=np.int64)
         self._completed = np.full(len(members), -1, dtype=np.int64)
         self._has_plain_counters: bool | None = None
+        self._has_gaps = self._has_points = False
         self._ops: dict[str, int] = {}
         self._points = PointRows(len(members))
         self._shared: GroupView | None = None
@@ -124,9 +125,10 @@ class GroupRows:
         points = [record for record in records if record.is_p2p]
         if points:
             self._points.add(column, points, self._op_index)
-            self._has_plain_counters = False
+            self._has_plain_counters, self._has_points = False, True
             records = [record for record in records if not record.is_p2p]
         is_plain = all(0 < record.op_id == record.collective_seq_id for record in records)
+        self._has_gaps |= any(0 < r.collective_seq_id < r.op_id for r in records)
         if records:
             self._has_plain_counters = is_plain and self._has_plain_counters is not False
         # Column by column: a routine pull brings hundreds of entries from each rank.
@@ -201,6 +203,7 @@ class GroupRows:
                 enqueued=read_only(self._enqueued),
                 completed=read_only(self._completed),
                 has_plain_counters=bool(self._has_plain_counters),
+                has_unrecorded=self._has_gaps and not self._has_points,
                 points=self._points.view(),
                 has_entries=bool(self._ops),
             )

@@ -403,6 +403,23 @@ def test_a_rank_that_may_wait_without_a_frame_is_not_accused(wchan: str) -> None
     assert watch.accused == set()
 
 
+@pytest.mark.parametrize("num_unrecorded", [0, 40])
+def test_beside_a_missing_rank_one_that_may_receive_is_not_accused(num_unrecorded: int) -> None:
+    """Rank 0 waits in an all_reduce, rank 1 sleeps, and rank 2 is in a lock of its own function:
+    where the job sends and receives that may be a receive from rank 1, else it is missing too.
+    """
+    job = SimulatedJob(3)
+    job.num_unrecorded = num_unrecorded
+    job.train(60, lambda rank, step: 100 * MS)
+    for index, wchan in ((1, "hrtimer_nanosleep"), (2, "futex_do_wait")):
+        job.ranks[index].frames = ("finish (pipeline.py:30)",)
+        job.ranks[index].wchan = wchan
+    job.enter([0])
+    watch = Watch(job, [HangDetector()])
+    watch.run_to_end(20)
+    assert watch.accused == ({1} if num_unrecorded else {1, 2})
+
+
 def test_a_rank_without_a_stack_is_not_taken_for_the_one_that_does_not_send() -> None:
     """Two receive and the third could not be looked at: nobody is named."""
     job = trained()

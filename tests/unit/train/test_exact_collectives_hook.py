@@ -166,3 +166,22 @@ def test_kinds_are_bounded(hook: ExactCollectivesHook, monkeypatch: pytest.Monke
     assert found[-1].op == "other"
     assert sum(totals.num_issued for totals in found) == MAX_KINDS + 5
     hook.uninstall()
+
+
+def test_groups_that_are_gone_are_not_kept(
+    hook: ExactCollectivesHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that makes and drops groups for ever costs no memory; each has a number of its own."""
+    fake = torch_shapes.install(monkeypatch, "2.14")
+    hook.install()
+    alive = [fake.make_group(str(number), {"cpu": "gloo"}) for number in range(20)]
+    assert len(hook._groups) == 20
+    for pg in alive:
+        _issue(pg, "ALL_REDUCE")
+    assert sum(t.num_issued for t in _totals(hook)) == 20
+    for pg in alive:
+        fake.destroy(pg)
+    del alive, pg
+    gc.collect()
+    assert len(hook._groups) == 0
+    hook.uninstall()

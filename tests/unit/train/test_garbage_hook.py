@@ -12,6 +12,7 @@ from tracecore_train.guard import Guard
 from tracecore_train.hooks import garbage
 from tracecore_train.hooks.context import HookContext
 from tracecore_train.hooks.garbage import MAX_TOLD_PER_S, GarbageHook
+from tracecore_train.recorder import pace
 from tracecore_train.recorder.page import RankPage, Word
 from tracecore_train.recorder.recorder import Recorder
 from tracecore_train.wire.records import NOT_MEASURED, GcRecord, StepRecord
@@ -102,7 +103,7 @@ def test_another_thread_is_not_the_step(
 def test_told_pauses_are_bounded(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that collects all the time tells some of it a second, and charges all of it."""
     monkeypatch.setattr(garbage, "TELL_FROM_NS", 1)
-    monkeypatch.setattr(garbage, "SECOND_NS", 3_600_000_000_000)
+    monkeypatch.setattr(pace, "SECOND_NS", 3_600_000_000_000)
     for _ in range(3 * MAX_TOLD_PER_S):
         gc.collect(0)
     records = recorder.drain()

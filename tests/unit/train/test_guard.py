@@ -53,3 +53,34 @@ def test_saying_survives_a_missing_stderr(
     closed.close()
     monkeypatch.setattr(sys, "stderr", None if stream is None else closed)
     say("anything")
+
+
+class Unusable:
+    """A stderr of somebody's that cannot be written to just now."""
+
+    def write(self, text: str) -> int:
+        raise RuntimeError("reentrant call")
+
+
+@pytest.mark.usefixtures("contain")
+def test_a_stderr_that_raises_lets_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure is contained also where saying so fails, as inside a write of the job's own."""
+    monkeypatch.setattr(sys, "stderr", Unusable())
+    guard = Guard("gc")
+    with guard:
+        raise ValueError("news")
+    assert (guard.is_open, guard.reason) == (False, "ValueError: news")
+
+
+@pytest.mark.usefixtures("contain")
+def test_an_exception_without_text_is_contained() -> None:
+    """An exception class whose text cannot be made is told by its name."""
+
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    guard = Guard("log()")
+    with guard:
+        raise MuteError
+    assert guard.reason == "MuteError"

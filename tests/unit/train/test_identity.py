@@ -10,6 +10,7 @@ import pytest
 
 from tracecore_train.errors import ConfigError
 from tracecore_train.identity import read_identity, start_ticks
+from tracecore_train.wire.otlp import resource_of
 
 TORCHRUN = {
     "RANK": "5",
@@ -101,3 +102,10 @@ def test_start_ticks_tell_processes_apart() -> None:
     finally:
         child.communicate(b"\n", timeout=30)
     assert start_ticks(child.pid) == 0
+
+
+def test_a_name_that_is_no_utf8_can_be_sent() -> None:
+    """A stray byte in the job id costs that character, not every record of the rank."""
+    identity = read_identity(job_id="train\udcff", job_name="dir", environ={})
+    assert identity.job_id == "train?"
+    assert resource_of(identity.source(0)).attributes

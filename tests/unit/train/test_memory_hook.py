@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tracecore_train.hooks import device_memory, memory, oom_observer
 from tracecore_train.hooks.context import HookContext
 from tracecore_train.hooks.memory import MAX_PER_S, MemoryHook, MemoryPeaksHook
 from tracecore_train.hooks.optimizer import OptimizerHook
+from tracecore_train.recorder.pace import Pace
 from tracecore_train.recorder.page import RankPage, Word, parse_page
 from tracecore_train.recorder.recorder import Recorder
 from tracecore_train.wire.records import NOT_MEASURED, MemoryRecord
@@ -211,6 +213,28 @@ def test_the_observer_is_attached_once_and_inert_after_the_end(
     assert notice(second.recorder)[0] == 1
 
 
+def test_a_listener_that_goes_meanwhile_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """shutdown() in another thread must not turn an allocation's failure into a TypeError."""
+
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setattr(oom_observer, "_listener", lambda *args: calls.append(args))
+
+    def leave(frame: Any, event: str, arg: object) -> Any:
+        if event == "line" and frame.f_lineno == last_line:
+            monkeypatch.setattr(oom_observer, "_listener", None)
+        return leave
+
+    code = oom_observer._observe.__code__
+    last_line = max(line for *_, line in code.co_lines() if line is not None)
+    before = sys.gettrace()
+    sys.settrace(leave)
+    try:
+        oom_observer._observe(0, 1, 2, 3)
+    finally:
+        sys.settrace(before)
+    assert calls == [(0, 1, 2, 3)]
+
+
 def test_a_notice_that_fails_is_contained(
     watched: Watched, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +267,7 @@ def test_peaks_become_those_of_one_step_where_asked_for(
         hook.install()
     peaks = hooks[1]
     assert isinstance(peaks, MemoryPeaksHook)
+    assert peaks.blind() == ["memory.peaks: no CUDA in this process"]
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
@@ -257,7 +282,7 @@ def test_peaks_become_those_of_one_step_where_asked_for(
     records = peaks.poll(False)
     found = [(r.phase, r.allocated_peak_bytes) for r in records if isinstance(r, MemoryRecord)]
     assert found == [("step", 6 * GIB), ("step", 3 * GIB), ("step", 4 * GIB)]
-    monkeypatch.setattr(peaks, "_pace", memory._Pace(1))
+    monkeypatch.setattr(peaks, "_pace", Pace(1))
     for spike in (2, 9, 1):
         cuda.allocate(0, spike * GIB)
         cuda.allocate(0, -spike * GIB)

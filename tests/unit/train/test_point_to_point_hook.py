@@ -13,6 +13,7 @@ import pytest
 from tests.support.torch_shapes import FakeBackend, FakeGroup
 from tracecore_train.errors import HookUnavailableError
 from tracecore_train.guard import Guard
+from tracecore_train.hooks import open_operations
 from tracecore_train.hooks.context import HookContext
 from tracecore_train.hooks.open_operations import MAX_ENDED, MAX_OPEN, MAX_TOLD_AGAIN
 from tracecore_train.hooks.point_to_point import PointToPointHook
@@ -306,3 +307,34 @@ def test_a_torch_without_these_methods_is_left_as_it_is(
     with pytest.raises(HookUnavailableError, match="recv_anysource"):
         hook.install()
     assert Group.send is before
+
+
+def test_works_that_a_job_keeps_for_ever_cost_nothing(hook: PointToPointHook, pg: Group) -> None:
+    """A work that was waited for is forgotten, though the job still holds it."""
+    hook.install()
+    kept = [pg.send([Tensor()], 1, 0) for _ in range(10)]
+    assert len(hook._works) == 10
+    for work in kept:
+        work.wait()
+    assert hook._works == {}
+    assert all(record.is_retired for record in _told(hook))
+    hook.uninstall()
+
+
+def test_pairs_are_bounded(
+    hook: PointToPointHook, pg: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs beyond the limit are counted as lost; those that are numbered go on in order."""
+    monkeypatch.setattr(open_operations, "MAX_ORDERS", 2)
+    hook.install()
+    for peer in (1, 2, 3, 1):
+        pg.send([Tensor()], peer, 0).wait()
+    records = hook.poll(False)
+    told = [record for record in records if isinstance(record, CollectiveRecord)]
+    assert [(record.op, record.p2p_seq_id) for record in told] == [
+        ("send 0->1", 1),
+        ("send 0->2", 1),
+        ("send 0->1", 2),
+    ]
+    assert [gap.num_lost for gap in records if isinstance(gap, GapRecord)] == [1]
+    hook.uninstall()

@@ -12,6 +12,7 @@ import pytest
 import tracecore_train
 from tests.support.fake_sidecar import FakeSidecar, wait_until
 from tracecore_train import refusals, scalars
+from tracecore_train.recorder.pace import Pace
 from tracecore_train.wire.records import GapRecord, ScalarRecord
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSid
     fresh = refusals.Refusals("log()")
     monkeypatch.setattr(scalars, "log_refusals", fresh)
     monkeypatch.setattr(refusals, "ALL", (fresh,))
-    scalars._Rate.since = scalars._Rate.count = 0
+    monkeypatch.setattr(scalars, "_pace", Pace(scalars.MAX_RATE))
     with FakeSidecar(tmp_path / "j") as started:
         tracecore_train.init(endpoint=started.endpoint, flush_interval=60)
         yield started

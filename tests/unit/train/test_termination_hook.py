@@ -80,7 +80,7 @@ def test_another_thread_cannot_install_it(hook: TerminationHook) -> None:
     thread = threading.Thread(target=install)
     thread.start()
     thread.join()
-    assert found == ["sigterm: init() was not called on the main thread"]
+    assert found == ["init() was not called on the main thread"]
 
 
 def test_a_users_handler_is_called_once_and_nothing_else_happens(

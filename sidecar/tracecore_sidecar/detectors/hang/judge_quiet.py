@@ -12,19 +12,14 @@ import numpy as np
 
 from tracecore_sidecar.detectors.frames import is_in_rendezvous
 from tracecore_sidecar.detectors.hang.diagnosis import Cause, Diagnosis
-from tracecore_sidecar.detectors.hang.last_seen import last_look, main_stack
+from tracecore_sidecar.detectors.hang.hidden_waits import cannot_be_waiting
+from tracecore_sidecar.detectors.hang.last_seen import main_stack
 from tracecore_sidecar.detectors.hang.operations import is_device_backend
 from tracecore_sidecar.detectors.hang.whereabouts import PLAIN_PLACES, Place
 from tracecore_sidecar.state.view import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     from tracecore_sidecar.detectors.hang.scene import Scene
-    from tracecore_sidecar.detectors.hang.whereabouts import Whereabouts
-
-_NO_WAITS = frozenset({Place.COMPILE, Place.GC, Place.DISK, Place.DEBUGGER})
-"""Places without calls to a peer."""
-_PEER_WCHANS = ("futex", "poll", "select", "sk_wait", "tcp", "inet", "unix")
-"""Where in the kernel a thread may sleep that waits for a peer: parts of the function's name."""
 
 
 def judge_quiet(scene: Scene) -> tuple[Diagnosis, ...]:
@@ -89,26 +84,10 @@ def _unrecorded_waits(scene: Scene, live: list[int]) -> Diagnosis | None:
     elsewhere = tuple(w for w in located if w.place is not Place.PEER_WAIT)
     if not waiting or len(located) < len(live):
         return None
-    is_known = bool(elsewhere) and all(_cannot_be_waiting(scene, w) for w in elsewhere)
+    is_known = bool(elsewhere) and all(cannot_be_waiting(scene, w) for w in elsewhere)
     return Diagnosis(
         cause=Cause.NEVER_ENTERED if is_known else Cause.UNDETERMINED,
         suspects=elsewhere if is_known else (),
         bystanders=waiting if is_known else located,
         num_explained=len(waiting),
     )
-
-
-def _cannot_be_waiting(scene: Scene, located: Whereabouts) -> bool:
-    """Say whether a rank is for certain in no call to a peer.
-
-    ``work.wait()`` of the user's own code is a call into C++ that leaves no frame: there the
-    kernel tells a sleep or a disk from the locks and sockets that a wait for a peer ends in.
-    """
-    if located.place in PLAIN_PLACES or located.place in _NO_WAITS:
-        return True
-    process = last_look(scene.view, located.rank, scene.stopped_ns)
-    if process is None or not located.is_certain:
-        return False
-    if process.state == "R":
-        return True
-    return process.wchan not in ("", "0") and not any(w in process.wchan for w in _PEER_WCHANS)
