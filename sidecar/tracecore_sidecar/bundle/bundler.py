@@ -75,8 +75,9 @@ class Bundler:
         place = parent / case.incident_id
         if await beside(DISK_TIMEOUT_S, place.exists):
             raise self._lost(f"{place} is there already")
-        folder = await beside(DISK_TIMEOUT_S, lambda: BundleFolder(place))
+        folder = BundleFolder(place)
         try:
+            await beside(DISK_TIMEOUT_S, folder.open)
             gathering = Gathering(case, folder, self._job_dir, self._output)
             await gathering.run()
             told = manifest(

@@ -83,7 +83,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_a_bundle_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
     """Files come into a hidden directory; finishing renames it with the manifest inside."""
-    folder = BundleFolder(tmp_path / "bundles" / "ab12")
+    folder = BundleFolder(tmp_path / "bundles" / "ab12").open()
     folder.add("stacks/rank1.txt", b"frames", "stacks")
     assert not folder.path.exists()
     folder.finish({"n": 1})
@@ -96,7 +96,7 @@ def test_a_bundle_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
 
 def test_an_abandoned_bundle_leaves_nothing(tmp_path: Path) -> None:
     """What was written goes, and what comes later is refused."""
-    folder = BundleFolder(tmp_path / "ab12")
+    folder = BundleFolder(tmp_path / "ab12").open()
     folder.add("a", b"x", "a")
     folder.abandon()
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +106,7 @@ def test_an_abandoned_bundle_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_over_the_limit_is_left_out_and_smaller_ones_still_fit(tmp_path: Path) -> None:
     """The limit holds for the sum, whatever the order."""
-    folder = BundleFolder(tmp_path / "ab12", max_bytes=100)
+    folder = BundleFolder(tmp_path / "ab12", max_bytes=100).open()
     folder.add("a", b"x" * 60, "a")
     with pytest.raises(NoRoomError, match="limit of 100 bytes"):
         folder.add("b", b"x" * 41, "b")
@@ -117,8 +117,8 @@ def test_a_file_over_the_limit_is_left_out_and_smaller_ones_still_fit(tmp_path: 
 
 def test_what_a_killed_sidecar_left_is_replaced(tmp_path: Path) -> None:
     """A stale half-written directory does not end up in the new bundle."""
-    BundleFolder(tmp_path / "ab12").add("stale", b"x", "stale")
-    folder = BundleFolder(tmp_path / "ab12")
+    BundleFolder(tmp_path / "ab12").open().add("stale", b"x", "stale")
+    folder = BundleFolder(tmp_path / "ab12").open()
     folder.finish({})
     assert [path.name for path in folder.path.iterdir()] == ["manifest.json"]
 
@@ -126,7 +126,7 @@ def test_what_a_killed_sidecar_left_is_replaced(tmp_path: Path) -> None:
 def test_a_full_disk_spoils_the_folder(tmp_path: Path) -> None:
     """The writer is told why, and abandoning gives the room back."""
     with small_disk(tmp_path / "d") as disk:
-        folder = BundleFolder(disk.path / "ab12")
+        folder = BundleFolder(disk.path / "ab12").open()
         disk.fill()
         with pytest.raises(SpoiledError, match="No space left"):
             folder.add("a/b", b"x" * 100_000, "a")
