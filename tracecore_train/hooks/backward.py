@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
-from tracecore_train.hooks.cuda import cuda_in_use
+from tracecore_train.hooks.cuda import NO_CUDA, cuda_in_use
 from tracecore_train.hooks.dynamo import keep_out_of_graphs
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -65,9 +65,9 @@ class BackwardHook:
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
-        if self._recorder.is_transfer_seen or cuda_in_use() is None:
-            return []
-        return [NO_TRANSFER]
+        if cuda_in_use() is None:
+            return [f"step_parts.transfer: {NO_CUDA}"]
+        return [] if self._recorder.is_transfer_seen else [NO_TRANSFER]
 
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         recorder, parts, guard = self._recorder, self._recorder.parts, self._guard

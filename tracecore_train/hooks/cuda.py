@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+NO_CUDA = "no CUDA in this process"
+"""Why a signal of the device is blind where nothing uses one."""
+
 
 def cuda_in_use() -> Any | None:
     """Give ``torch.cuda`` where somebody has initialised it; a module half imported is not yet."""

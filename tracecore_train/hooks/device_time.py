@@ -10,7 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
-from tracecore_train.hooks.cuda import cuda_in_use
+from tracecore_train.hooks.cuda import NO_CUDA, cuda_in_use
 from tracecore_train.hooks.device_marks import DeviceMarks
 from tracecore_train.hooks.patch import Patch
 from tracecore_train.recorder.clock import now_ns
@@ -66,7 +66,7 @@ class DeviceTimeHook:
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
         if self._marks is None:
-            return ["device_time: no CUDA in this process"]
+            return [f"device_time: {NO_CUDA}"]
         if self._marks.ends_inside_backward:
             return ["device_time: steps end inside backward (optimizer in backward)"]
         return []

@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.errors import HookUnavailableError
+from tracecore_train.hooks.cuda import NO_CUDA
 from tracecore_train.hooks.device_memory import DeviceMemory
 from tracecore_train.hooks.dynamo import keep_out_of_graphs
 from tracecore_train.hooks.oom_observer import OomNotice
@@ -32,7 +33,6 @@ MAX_WAITING = 512
 """Samples of the training thread that wait for a hand-over; older ones are lost."""
 STEP = "step"
 """Phase of a sample at the end of a step."""
-_NO_CUDA = "no CUDA in this process"
 
 
 class MemoryHook:
@@ -63,7 +63,7 @@ class MemoryHook:
     def blind(self) -> list[str]:
         """Give which of its signals it cannot give at the moment."""
         if not self._is_in_use:
-            return [f"memory.device: {_NO_CUDA}", f"memory.oom: {_NO_CUDA}"]
+            return [f"memory.device: {NO_CUDA}", f"memory.oom: {NO_CUDA}"]
         found = {"memory.device": self._memory.reason, "memory.oom": self._notice.reason}
         return [f"{signal}: {reason}" for signal, reason in found.items() if reason]
 
@@ -119,7 +119,7 @@ class MemoryPeaksHook:
 
     def blind(self) -> list[str]:
         """Give which of its signals it cannot give at the moment."""
-        reason = self._memory.reason if self._is_in_use else _NO_CUDA
+        reason = self._memory.reason if self._is_in_use else NO_CUDA
         return [f"memory.peaks: {reason}"] if reason else []
 
     def poll(self, is_full: bool) -> list[Record]:
