@@ -102,10 +102,10 @@ def test_two_that_share_a_processor_wait_for_it() -> None:
 def test_children_are_seen_with_their_state() -> None:
     """Two children, one of them stopped: both are counted, with memory of their own."""
     code = (
-        "import os, signal, time\n"
-        "pids = [os.fork() for _ in range(2)]\n"
-        "if 0 in pids: time.sleep(600)\n"
-        "os.kill(pids[0], signal.SIGSTOP)\n"
+        "import os, signal, subprocess, sys, time\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(100)']\n"
+        "children = [subprocess.Popen(sleep) for _ in range(2)]\n"
+        "children[0].send_signal(signal.SIGSTOP)\n"
         "time.sleep(600)"
     )
     with python(code) as process:
