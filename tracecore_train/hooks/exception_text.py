@@ -14,7 +14,7 @@ from types import WrapperDescriptorType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
 MAX_TYPE = 120
 """Characters of a type's name that are kept."""
@@ -90,8 +90,12 @@ def innermost_frame(traceback: TracebackType | None) -> str:
     chosen = last_own or last
     if chosen is None:
         return ""
-    code = chosen.tb_frame.f_code
-    return f"{code.co_name} ({os.path.basename(code.co_filename)}:{chosen.tb_lineno})"[:MAX_FRAME]
+    return frame_text(chosen.tb_frame.f_code, chosen.tb_lineno)[:MAX_FRAME]
+
+
+def frame_text(code: CodeType, line: int) -> str:
+    """Name a place in the code: ``function (file:line)``."""
+    return f"{code.co_name} ({os.path.basename(code.co_filename)}:{line})"
 
 
 def is_users_file(file: str) -> bool:

@@ -10,13 +10,12 @@ calls whoever listens; after ``shutdown()`` nobody does.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from tracecore_train.guard import MAX_REASON
 from tracecore_train.hooks.device_memory import allocator_text
-from tracecore_train.hooks.exception_text import is_users_file
+from tracecore_train.hooks.exception_text import frame_text, is_users_file
 from tracecore_train.recorder.clock import now_ns
 from tracecore_train.recorder.page import Text, Word
 
@@ -99,8 +98,7 @@ def _innermost_frame(frame: Any) -> str:
     for _ in range(MAX_FRAMES):
         if frame is None:
             break
-        file = frame.f_code.co_filename
-        if is_users_file(file):
-            return f"{frame.f_code.co_name} ({os.path.basename(file)}:{frame.f_lineno})"[:100]
+        if is_users_file(frame.f_code.co_filename):
+            return frame_text(frame.f_code, frame.f_lineno)[:100]
         frame = frame.f_back
     return ""

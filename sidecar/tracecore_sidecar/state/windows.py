@@ -128,7 +128,8 @@ class GroupRows:
             self._has_plain_counters, self._has_points = False, True
             records = [record for record in records if not record.is_p2p]
         is_plain = all(0 < record.op_id == record.collective_seq_id for record in records)
-        self._has_gaps |= any(0 < r.collective_seq_id < r.op_id for r in records)
+        if not is_plain:
+            self._has_gaps |= any(0 < r.collective_seq_id < r.op_id for r in records)
         if records:
             self._has_plain_counters = is_plain and self._has_plain_counters is not False
         # Column by column: a routine pull brings hundreds of entries from each rank.
