@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracecore_train.wire.records import RankPageRecord
+from tests.support.rank_pages import rank_page
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tracecore_train.wire.records import RankPageRecord
 
 START_TICKS = 123_456
 HEARTBEAT_NS = 999_000_000_000
@@ -61,18 +63,4 @@ class FakeProcess:
 
 def page(pid: int, rank: int = 0) -> RankPageRecord:
     """Give the page of a rank that lives under ``pid`` and beat a moment ago."""
-    return RankPageRecord(
-        time_ns=HEARTBEAT_NS,
-        rank=rank,
-        pid=pid,
-        step=0,
-        step_time_ns=0,
-        num_batches=0,
-        input_since_ns=0,
-        checkpoint_since_ns=0,
-        phase="",
-        phase_since_ns=0,
-        heartbeat_ns=HEARTBEAT_NS,
-        last_word="",
-        start_ticks=START_TICKS,
-    )
+    return rank_page(HEARTBEAT_NS, pid=pid, rank=rank, start_ticks=START_TICKS)

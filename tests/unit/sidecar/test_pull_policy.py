@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.rank_pages import rank_page
 from tests.support.recordings import START_NS, SimulatedJob
 from tracecore_sidecar.detectors import Wanted, WantedKind
 from tracecore_sidecar.evidence import EvidenceFetcher
 from tracecore_sidecar.pull_policy import NcclPull, PullPolicy, unread_recorders
-from tracecore_train.wire.records import GroupRecord, PullRecord, RankPageRecord, SourceKind
+from tracecore_train.wire.records import GroupRecord, PullRecord, SourceKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,21 +29,7 @@ def _job(backend: str, *, capture_since_ns: int = 0, has_page: bool = True) -> S
             time_ns=START_NS, rank=0, pg_name="9", pg_desc="", backend=backend, ranks=(0, 1)
         ),
     )
-    page = RankPageRecord(
-        time_ns=START_NS,
-        rank=0,
-        pid=100,
-        step=0,
-        step_time_ns=0,
-        num_batches=0,
-        input_since_ns=0,
-        checkpoint_since_ns=0,
-        phase="",
-        phase_since_ns=0,
-        heartbeat_ns=START_NS,
-        last_word="",
-        capture_since_ns=capture_since_ns,
-    )
+    page = rank_page(START_NS, pid=100, capture_since_ns=capture_since_ns)
     if has_page:
         job.apply(0, page, kind=SourceKind.SIDECAR)
     return job

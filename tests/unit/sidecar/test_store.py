@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.support.rank_pages import rank_page
 from tracecore_sidecar.state.store import MAX_WORLD_SIZE, Store
 from tracecore_train.wire.records import (
     Batch,
@@ -67,21 +68,7 @@ def step(rank: int, number: int, time_ns: int) -> StepRecord:
 
 
 def page(rank: int = 0, **changes: object) -> RankPageRecord:
-    base = RankPageRecord(
-        time_ns=50,
-        rank=rank,
-        pid=10,
-        step=0,
-        step_time_ns=0,
-        num_batches=0,
-        input_since_ns=0,
-        checkpoint_since_ns=0,
-        phase="",
-        phase_since_ns=0,
-        heartbeat_ns=50,
-        last_word="",
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    return rank_page(50, pid=10, rank=rank, **changes)
 
 
 def collective(rank: int, seq: int, *, retired: bool = True, op: str = "all_reduce") -> Record:
