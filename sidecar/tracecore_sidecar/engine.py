@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tracecore_sidecar.detectors.precedence import leading
 from tracecore_sidecar.incidents import IncidentEvent, Incidents
 from tracecore_train.guard import Guard
 
@@ -30,7 +31,7 @@ class Tick:
 
     view: JobView | None
     verdicts: tuple[Verdict, ...] = ()
-    """Every verdict that holds now."""
+    """Every verdict that holds now and whose story no other one tells."""
     events: tuple[IncidentEvent, ...] = ()
     """What changed since the last tick."""
     wanted: tuple[Wanted, ...] = ()
@@ -87,10 +88,11 @@ class Engine:
                     verdicts += findings.verdicts
                     wanted += findings.wanted
             detector_ns[detector.pattern] = self._clock() - began_ns
-        events += self._incidents.update(verdicts, now_ns)
+        told = leading(verdicts)
+        events += self._incidents.update(told, now_ns)
         return Tick(
             view=view,
-            verdicts=tuple(verdicts),
+            verdicts=told,
             events=tuple(events),
             wanted=tuple(wanted),
             detector_ns=detector_ns,

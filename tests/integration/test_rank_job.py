@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import tracecore_train
 from tests.support.fake_sidecar import FakeSidecar
+from tests.support.installed_torch import has_gloo_recorder, unseen_on_gloo
 from tracecore_train.wire.records import (
     CheckpointRecord,
     GroupRecord,
@@ -50,9 +52,10 @@ def _torchrun(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
 
 def _digests(run: subprocess.CompletedProcess[str]) -> list[str]:
     assert run.returncode == 0, run.stderr
-    lines = sorted(line for line in run.stdout.splitlines() if line.startswith("digest"))
-    assert len(lines) == 2, run.stdout
-    return lines
+    # Two ranks share the pipe: their lines may run into each other.
+    found = sorted(re.findall(r"digest \d [0-9a-f]{64}", run.stdout))
+    assert len(found) == 2, run.stdout
+    return found
 
 
 @pytest.mark.parametrize("way", ["init", "bootstrap"])
@@ -78,9 +81,11 @@ def test_job_tells_its_story(tmp_path: Path, way: str) -> None:
     assert {rank: i.world_size for rank, i in identities.items()} == {0: 2, 1: 2}
     assert len({identity.pid for identity in identities.values()}) == 2
     for identity in identities.values():
-        # Nothing but what needs a device, and a queue that may have gone between two looks.
-        unseen = {name_in(text) for text in identity.blind} - {"input.queue"}
-        assert all(BY_NAME[name].is_of_device for name in unseen), identity.blind
+        # Nothing but what needs a device, what this torch lacks, and a queue that may have gone
+        # between two looks.
+        unseen = {name_in(text) for text in identity.blind}
+        of_torch = {name for name in unseen - {"input.queue"} if not BY_NAME[name].is_of_device}
+        assert of_torch == unseen_on_gloo(), identity.blind
     groups = {(g.rank, g.pg_name): (g.ranks, g.pg_desc) for g in sidecar.records(GroupRecord)}
     assert groups == {
         (0, "0"): ((0, 1), "default_pg"),
@@ -91,8 +96,11 @@ def test_job_tells_its_story(tmp_path: Path, way: str) -> None:
     }
     for rank in (0, 1):
         last = {p.pg_name: p for p in sidecar.records(ProgressRecord) if p.rank == rank}
-        assert last["2"].enqueued == 1, "the counters of a side group carry its name"
-        assert last["0"].enqueued > NUM_STEPS
+        if has_gloo_recorder():
+            assert last["2"].enqueued == 1, "the counters of a side group carry its name"
+            assert last["0"].enqueued > NUM_STEPS
+        else:
+            assert not last
         steps = [step for step in sidecar.records(StepRecord) if step.rank == rank]
         assert [step.step for step in steps] == list(range(NUM_STEPS))
         assert {step.num_batches for step in steps} == {1}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.detectors.declared_pause import DeclaredPauseDetector
 from tracecore_sidecar.detectors.hang import HangDetector
+from tracecore_sidecar.detectors.long_pause import LongPauseDetector
 from tracecore_sidecar.detectors.straggler import StragglerDetector
 
 if TYPE_CHECKING:
@@ -14,4 +15,4 @@ if TYPE_CHECKING:
 
 def built_in() -> tuple[Detector[Any], ...]:
     """Make one of each detector, in the order they are evaluated."""
-    return (HangDetector(), StragglerDetector(), DeclaredPauseDetector())
+    return (HangDetector(), StragglerDetector(), DeclaredPauseDetector(), LongPauseDetector())

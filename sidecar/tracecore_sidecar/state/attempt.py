@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from tracecore_sidecar.state.early_entries import EarlyEntries
 from tracecore_sidecar.state.memberships import Change, Memberships
 from tracecore_sidecar.state.view import UNKNOWN_EXIT, JobView, RankColumns, read_only
 from tracecore_sidecar.state.windows import GroupRows, StepRows
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping
 
+    from tracecore_sidecar.state.pauses import PauseHistory
     from tracecore_sidecar.verdicts import JobInfo
     from tracecore_train.wire.records import Batch
 
@@ -57,10 +59,14 @@ _INT_COLUMNS = (
 class AttemptState:
     """Everything known about one attempt."""
 
-    def __init__(self, world_size: int, num_dropped: Counter[str]) -> None:
-        """Start with nothing known; ``num_dropped`` counts records not applied, by reason."""
+    def __init__(self, world_size: int, num_dropped: Counter[str], pauses: PauseHistory) -> None:
+        """Start with nothing known but the ``pauses`` of earlier attempts.
+
+        ``num_dropped`` counts records not applied, by reason.
+        """
         self.world_size = world_size
         self._num_dropped = num_dropped
+        self._pauses = pauses
         self._ints = {name: np.zeros(world_size, dtype=np.int64) for name in _INT_COLUMNS}
         self._exit_code = np.full(world_size, UNKNOWN_EXIT, dtype=np.int64)
         self._host_index = np.full(world_size, -1, dtype=np.int64)
@@ -71,6 +77,7 @@ class AttemptState:
         self._steps = StepRows(world_size)
         self._groups: dict[str, GroupRows] = {}
         self._memberships: dict[str, Memberships] = {}
+        self._early = EarlyEntries()
         self._hosts: dict[tuple[str, str], int] = {}
         self._identities: dict[int, rec.IdentityRecord] = {}
         self._phases: dict[int, str] = {}
@@ -94,7 +101,7 @@ class AttemptState:
             RecordKind.PHASE: self._phase,
             RecordKind.INPUT: self._input,
             RecordKind.MEMORY: self._memory_sample,
-            RecordKind.GC: self._not_kept,
+            RecordKind.GC: self._gc,
             RecordKind.DEVICE_TIME: self._not_kept,
             RecordKind.CHECKPOINT: self._checkpoint,
             RecordKind.SCALAR: self._scalar,
@@ -112,7 +119,7 @@ class AttemptState:
         """Take in one batch."""
         source = batch.source
         host_index = self._host(source)
-        collectives: dict[tuple[str, int], list[rec.CollectiveRecord]] = {}
+        collectives: list[rec.CollectiveRecord] = []
         stacks: dict[int, list[rec.StackRecord]] = {}
         for record in batch.records:
             if isinstance(record, rec.RendezvousRecord):
@@ -129,13 +136,14 @@ class AttemptState:
             if self._host_index[rank] < 0:
                 self._host_index[rank] = host_index
             if isinstance(record, rec.CollectiveRecord):
-                collectives.setdefault((self._part(record), rank), []).append(record)
+                collectives.append(record)
             elif isinstance(record, rec.StackRecord):
                 stacks.setdefault(rank, []).append(record)
             else:
                 self._handlers[record.kind](record)
-        for (pg_name, rank), entries in collectives.items():
-            self._collectives(pg_name, rank, entries)
+                if isinstance(record, rec.GroupRecord):
+                    collectives[:0] = self._early.take(record.pg_name)
+        self._collectives(collectives)
         # Stacks of one rank arrive together and replace the older ones.
         self._stacks.update({rank: tuple(found) for rank, found in stacks.items()})
 
@@ -169,6 +177,7 @@ class AttemptState:
             close_looks=MappingProxyType(self._close_looks),
             memory=MappingProxyType(self._memory),
             scalars=MappingProxyType(self._scalars),
+            past_pauses=self._pauses.view(),
         )
 
     # One small function per record kind.
@@ -230,13 +239,18 @@ class AttemptState:
             self._moved(rank, time_ns)
 
     def _phase(self, record: rec.PhaseRecord) -> None:
+        self._pauses.add(record)
         self._moved(record.rank, record.time_ns)
 
     def _checkpoint(self, record: rec.CheckpointRecord) -> None:
+        self._pauses.add(record)
         if record.is_blocking:
             longest = self._ints["longest_checkpoint_ns"]
             longest[record.rank] = max(int(longest[record.rank]), record.duration_ns)
         self._moved(record.rank, record.time_ns)
+
+    def _gc(self, record: rec.GcRecord) -> None:
+        self._pauses.add(record)
 
     def _input(self, record: rec.InputRecord) -> None:
         self._keep(self._inputs.setdefault(record.rank, {}), record.loader, record)
@@ -322,14 +336,19 @@ class AttemptState:
                 return part
         return record.pg_name
 
-    def _collectives(self, pg_name: str, rank: int, entries: list[rec.CollectiveRecord]) -> None:
-        group = self._groups.get(pg_name)
-        if group is None:
-            self._num_dropped["collective of an unknown group"] += len(entries)
-            return
-        current = self._memberships[pg_name].current(rank, entries)
-        if current:
-            group.add(rank, current)
+    def _collectives(self, records: list[rec.CollectiveRecord]) -> None:
+        by_part: dict[tuple[str, int], list[rec.CollectiveRecord]] = {}
+        for record in records:
+            by_part.setdefault((self._part(record), record.rank), []).append(record)
+        for (pg_name, rank), entries in by_part.items():
+            group = self._groups.get(pg_name)
+            if group is None:
+                if num_left := self._early.keep(pg_name, rank, entries):
+                    self._num_dropped["collective of an unknown group"] += num_left
+                continue
+            current = self._memberships[pg_name].current(rank, entries)
+            if current:
+                group.add(rank, current)
 
     def _process(self, record: rec.ProcessRecord) -> None:
         self._processes[record.rank] = (*self._processes.get(record.rank, ())[-1:], record)

@@ -1,7 +1,8 @@
 """The state of one job on this node. ``Store.apply(batch)`` is the only thing that changes it.
 
 The store follows the newest attempt: the first record of a later attempt starts an empty state,
-records of an earlier one are counted and dropped. What one attempt knows is in ``attempt``.
+records of an earlier one are counted and dropped. What one attempt knows is in ``attempt``; of
+the earlier ones only ``pauses`` is kept, unless the number of ranks has changed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.state.attempt import AttemptState
+from tracecore_sidecar.state.pauses import PauseHistory
 from tracecore_sidecar.verdicts import JobInfo
 from tracecore_train.wire import records as rec
 
@@ -34,6 +36,8 @@ class Store:
         self.num_dropped: Counter[str] = Counter()
         """Records not applied, by reason."""
         self._attempt_state: AttemptState | None = None
+        self._pauses = PauseHistory()
+        self._pauses_world_size = 0
 
     def apply(self, batch: Batch) -> None:
         """Take in one batch."""
@@ -52,7 +56,9 @@ class Store:
             if not 1 <= world_size <= MAX_WORLD_SIZE:
                 self.num_dropped["world size unknown"] += len(batch.records)
                 return
-            self._attempt_state = AttemptState(world_size, self.num_dropped)
+            if world_size != self._pauses_world_size:
+                self._pauses, self._pauses_world_size = PauseHistory(), world_size
+            self._attempt_state = AttemptState(world_size, self.num_dropped, self._pauses)
         self._attempt_state.apply(batch)
 
     def view(self) -> JobView | None:

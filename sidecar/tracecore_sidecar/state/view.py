@@ -9,10 +9,12 @@ particular order, and rows older than the window are gone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tracecore_train.wire.records import RecordKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +39,21 @@ OTHER_OP = "other"
 """Stands in ``GroupView.ops`` for signatures that found no room: nothing is known of them."""
 UNKNOWN_EXIT = -1000
 """``exit_code`` of a rank whose end its launcher did not see."""
+
+
+PauseKind: TypeAlias = tuple[RecordKind, str]
+"""Kind of the record that a pause ends with, and the name of a phase; else an empty name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastPauses:
+    """The pauses of one kind that one rank has behind it, those of earlier attempts included."""
+
+    num: int
+    longest_ns: int
+    """Of all of them."""
+    recent_ns: tuple[int, ...]
+    """The last ones, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +113,8 @@ class PointColumns:
     is_started: Bools
     op: Ints
     """Index into the group's ``ops``."""
+    tag: Ints
+    """``NOT_MEASURED`` where only the recorder tells of them."""
     is_whole: bool
     """Nothing that was read has been dropped again."""
 
@@ -204,6 +223,9 @@ class JobView:
     """By rank and device, the latest figures of the allocator."""
     scalars: Mapping[int, Mapping[str, ScalarRecord]] = field(default_factory=dict)
     """By rank and name, the latest number the user logged."""
+    past_pauses: Mapping[int, Mapping[PauseKind, PastPauses]] = field(default_factory=dict)
+    """By rank and kind, how long its pauses took: phases, checkpoint calls that training waited
+    for, collections that were told singly."""
 
     @property
     def world_size(self) -> int:

@@ -77,7 +77,7 @@ def suspects(verdict: Verdict) -> list[int | None]:
 def test_a_rank_over_its_limit_while_the_others_are_done_is_named() -> None:
     """720 s in a pause of at most 600: the rank, the pause, both times, as a warning."""
     pause = Pause(inside=[3])
-    assert pause.at(601) == ()
+    assert pause.at(603) == ()
     pause.look()
     verdict = pause.only(720)
     assert suspects(verdict) == [3]
@@ -90,33 +90,33 @@ def test_a_rank_over_its_limit_while_the_others_are_done_is_named() -> None:
 
 
 def test_up_to_the_limit_nothing_is_said_or_asked() -> None:
-    """A moment before the limit there is silence; right after it, a look; then the verdict."""
+    """A moment before the limit there is silence; soon after it, a look; then the verdict."""
     pause = Pause(inside=[3])
     for seconds in (LIMIT_S - 0.1, LIMIT_S):
         assert pause.at(seconds) == ()
         assert not pause.wanted
-    assert pause.at(LIMIT_S + 0.1) == ()
+    assert pause.at(LIMIT_S + 2.1) == ()
     assert {wish.ranks for wish in pause.wanted} == {(3,)}
     pause.look()
-    assert suspects(pause.only(LIMIT_S + 1)) == [3]
+    assert suspects(pause.only(LIMIT_S + 3)) == [3]
 
 
 def test_a_pause_that_ends_ends_the_finding() -> None:
     """When the rank comes back, the verdict is gone, and a pause without a limit never was one."""
     pause = Pause(inside=[3])
-    pause.at(601)
+    pause.at(603)
     pause.look()
-    assert pause.at(602)
+    assert pause.at(604)
     pause.inside = set()
-    assert pause.at(603) == ()
+    assert pause.at(605) == ()
 
 
 def test_all_over_the_limit_singles_nobody_out() -> None:
     """Where every rank is over it, one verdict says so and suspects nobody."""
     pause = Pause(inside=range(4))
-    pause.at(601)
+    pause.at(603)
     pause.look()
-    verdict = pause.only(602)
+    verdict = pause.only(604)
     assert suspects(verdict) == []
     assert verdict.summary.startswith("all ranks 0-3 have been in 'evaluation'")
 
@@ -125,9 +125,9 @@ def test_a_rank_that_waits_for_another_is_not_named() -> None:
     """Of two over the limit the one whose stack waits for a peer is innocent."""
     pause = Pause(inside=[1, 2])
     pause.job.ranks[1].frames = WAITS
-    pause.at(601)
+    pause.at(603)
     pause.look()
-    assert suspects(pause.only(602)) == [2]
+    assert suspects(pause.only(604)) == [2]
 
 
 def test_a_rank_inside_a_collective_is_not_named() -> None:
@@ -135,9 +135,9 @@ def test_a_rank_inside_a_collective_is_not_named() -> None:
     pause = Pause(2, inside=[1])
     pause.job.ranks[0].at_ns = pause.job.ranks[1].at_ns = START_NS
     pause.job.enter([1])
-    pause.at(601)
+    pause.at(603)
     pause.look()
-    assert suspects(pause.only(602)) == []
+    assert suspects(pause.only(604)) == []
 
 
 def test_without_a_look_nobody_is_named_and_it_is_said() -> None:
@@ -156,7 +156,7 @@ def test_a_group_that_is_not_read_protects_its_members() -> None:
     """On NCCL, whose recorder is not read, a rank may wait on the device: nobody is named."""
     pause = Pause(inside=[3], device="cuda")
     pause.job.ranks[3].is_readable = False
-    pause.at(601)
+    pause.at(603)
     pause.look()
     verdict = pause.only(616)
     assert suspects(verdict) == []
@@ -166,9 +166,9 @@ def test_a_group_that_is_not_read_protects_its_members() -> None:
 def test_the_verdict_stays_the_same_while_the_ranks_do() -> None:
     """Later stacks do not change who is named: an incident does not flap."""
     pause = Pause(inside=[3])
-    pause.at(601)
+    pause.at(603)
     pause.look()
-    assert suspects(pause.only(602)) == [3]
+    assert suspects(pause.only(604)) == [3]
     pause.job.ranks[3].frames = WAITS
     pause.job.fulfil(pause.wanted)
     assert suspects(pause.only(640)) == [3]
@@ -180,3 +180,35 @@ def test_a_dead_rank_overruns_nothing() -> None:
     word = rec.LastWordRecord(time_ns=START_NS, rank=3, word="exit")
     pause.job.apply(3, word, kind=SourceKind.SIDECAR)
     assert pause.at(700) == ()
+
+
+def test_ranks_that_exchange_data_all_along_are_not_told_apart() -> None:
+    """Of two that meet in collectives after their limit, the one met at work is not to blame."""
+    pause = Pause(inside=[1, 2])
+    for rank in pause.job.ranks:
+        rank.at_ns = START_NS + 601 * SECOND
+    pause.job.enter(range(4))
+    pause.job.release()
+    pause.job.enter([1])
+    pause.at(603)
+    pause.look()
+    assert suspects(pause.only(604)) == []
+
+
+def test_one_of_all_is_named_when_the_others_wait_for_it_since_before_the_limit() -> None:
+    """All are over the limit, three wait since the 500th second: the one at work is the cause."""
+    pause = Pause(inside=range(4))
+    for rank in pause.job.ranks:
+        rank.at_ns = START_NS + 500 * SECOND
+    pause.job.enter([0, 1, 3])
+    pause.at(603)
+    pause.look()
+    assert suspects(pause.only(604)) == [2]
+
+
+def test_more_than_half_of_the_job_at_work_is_nobodys_fault() -> None:
+    """Three of four work in a pause that is too long: what makes them slow is not one of them."""
+    pause = Pause(inside=[0, 1, 2])
+    pause.at(603)
+    pause.look()
+    assert suspects(pause.only(604)) == []

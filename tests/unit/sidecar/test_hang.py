@@ -9,7 +9,7 @@ import pytest
 from tests.support.recordings import MS, SECOND, WORLD, SimulatedJob, Watch
 from tracecore_sidecar.detectors.hang import HangDetector
 from tracecore_sidecar.verdicts import Confidence, Severity, Verdict
-from tracecore_train.wire.records import GroupRecord
+from tracecore_train.wire.records import GroupRecord, PhaseRecord
 
 USER_FRAMES = (
     "sleep (time.py:1)",
@@ -268,6 +268,20 @@ def test_a_named_phase_is_given_a_minute() -> None:
     assert "in phase 'evaluate'" in texts(only(watch))
 
 
+def test_long_phases_seen_before_lengthen_the_patience() -> None:
+    """After a phase of 12 s, one of that name is left alone for 100 s, and not for 130."""
+    job = hung(rank=0)
+    rank = job.ranks[0]
+    past = PhaseRecord(time_ns=job.now, rank=0, name="evaluate", duration_ns=12 * SECOND)
+    job.apply(0, past)
+    rank.phase = "evaluate"
+    rank.spans.append(("phase", rank.at_ns, None))
+    watch = watched(job, 100)
+    assert watch.seen == []
+    watch.run(30)
+    assert watch.accused == {0}
+
+
 @pytest.mark.parametrize("limit_s", [20, 150])
 def test_an_announced_pause_is_given_what_was_announced(limit_s: int) -> None:
     """``expect`` shortens or lengthens the minute; past its limit the verdict comes."""
@@ -453,11 +467,22 @@ def test_a_rank_that_could_not_be_read_is_not_accused() -> None:
     """Absence is no evidence: the verdict says who could not be read and names nobody."""
     job = hung()
     job.ranks[1].is_readable = False
-    verdict = only(watched(job, 14))
+    verdict = only(watched(job, 20))
     assert verdict.suspects == ()
     assert verdict.class_ == "undetermined"
     assert verdict.confidence is Confidence.PARTIAL
     assert any(t.startswith("collectives of rank 1:") for t in verdict.not_measured)
+
+
+def test_a_late_answer_is_waited_for_rather_than_naming_nobody() -> None:
+    """A rank read only after eight seconds of quiet is named in the first verdict there is."""
+    job = hung()
+    job.ranks[1].is_readable = False
+    watch = watched(job, 12)
+    assert not watch.seen
+    job.ranks[1].is_readable = True
+    watch.run(6)
+    assert {tuple(s.rank for s in seen.verdict.suspects) for seen in watch.seen} == {(1,)}
 
 
 def test_a_rank_nobody_heard_of_is_not_accused() -> None:

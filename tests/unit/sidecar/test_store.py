@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.rank_pages import rank_page
+from tracecore_sidecar.state.early_entries import MAX_ENTRIES, MAX_KEYS
 from tracecore_sidecar.state.store import MAX_WORLD_SIZE, Store
 from tracecore_train.wire.records import (
     Batch,
@@ -71,11 +72,13 @@ def page(rank: int = 0, **changes: object) -> RankPageRecord:
     return rank_page(50, pid=10, rank=rank, **changes)
 
 
-def collective(rank: int, seq: int, *, retired: bool = True, op: str = "all_reduce") -> Record:
+def collective(
+    rank: int, seq: int, *, retired: bool = True, op: str = "all_reduce", pg_name: str = "0"
+) -> CollectiveRecord:
     return CollectiveRecord(
         time_ns=99,
         rank=rank,
-        pg_name="0",
+        pg_name=pg_name,
         collective_seq_id=seq,
         record_id=seq,
         op=op,
@@ -180,6 +183,31 @@ def test_collectives_are_lined_up_by_sequence_number() -> None:
     assert group.created_ns[slot].tolist() == [1002, 0]
     assert group.op_name(slot, 0) == "all_reduce"
     assert group.op_name(slot, 1) == ""
+
+
+def test_collectives_read_before_their_group_is_told_wait_for_it() -> None:
+    """Entries of a group nobody has told yet are there once it is told, in order and latest."""
+    store = store_with(collective(0, 1, retired=False), collective(1, 1))
+    store.apply(Batch(source=SIDECAR, records=(collective(0, 1), collective(0, 2))))
+    assert not view_of(store).groups
+    store.apply(Batch(source=SIDECAR, records=(GROUP, collective(1, 2, retired=False))))
+    group = view_of(store).groups["0"]
+    assert group.last_seq.tolist() == [2, 2]
+    slots = [int(np.flatnonzero(group.seq_ids == seq)[0]) for seq in (1, 2)]
+    assert group.is_retired[slots].tolist() == [[True, True], [True, False]]
+
+
+def test_collectives_of_groups_never_told_are_bounded_and_counted() -> None:
+    """Each rank's latest entries of a bounded number of groups are kept; others are counted."""
+    store = store_with()
+    entries = [collective(0, seq) for seq in range(1, 2 * MAX_ENTRIES + 1)]
+    store.apply(Batch(source=SIDECAR, records=tuple(entries)))
+    assert store.num_dropped["collective of an unknown group"] == MAX_ENTRIES
+    others = [collective(0, 1, pg_name=f"p{number}") for number in range(MAX_KEYS)]
+    store.apply(Batch(source=SIDECAR, records=tuple(others)))
+    assert store.num_dropped["collective of an unknown group"] == 2 * MAX_ENTRIES
+    store.apply(Batch(source=SIDECAR, records=(GROUP,)))
+    assert view_of(store).groups["0"].last_seq.tolist() == [-1, -1]
 
 
 def test_an_entry_that_retires_later_is_updated() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tracecore_sidecar.detectors import Findings, Wanted, WantedKind
 from tracecore_sidecar.detectors.hang.diagnose import diagnose
+from tracecore_sidecar.detectors.hang.diagnosis import Cause
 from tracecore_sidecar.detectors.hang.last_seen import SECOND_NS, main_stack
 from tracecore_sidecar.detectors.hang.report import report
 from tracecore_sidecar.detectors.hang.scene import look
@@ -47,6 +48,9 @@ class HangSettings:
     counters once a second, so whatever still moved at the time of the pull has shown by then."""
     evidence_ns: int = 3 * SECOND_NS
     """How long evidence is waited for; a stopped rank's recorder never answers."""
+    unsure_ns: int = 10 * SECOND_NS
+    """The same where the evidence so far cannot tell who it is: a stack taken in motion or a late
+    answer is there at the next try, and a verdict without a name helps nobody sooner."""
     nobody_waits_ns: int = 60 * SECOND_NS
     """Quiet before a verdict when nobody waits in a collective: such pauses are often meant."""
     nobody_waits_busy_ns: int = 300 * SECOND_NS
@@ -145,11 +149,15 @@ class HangDetector:
             is_busy = any(w.place is Place.BUSY for d in found for w in d.bystanders)
             limit = settings.nobody_waits_busy_ns if is_busy else settings.nobody_waits_ns
             return now - state.stopped_ns > limit
-        if now - state.suspected_ns >= settings.evidence_ns:
-            return True
         ranks = scene.view.ranks
         is_missing = ranks.is_seen & ~scene.readings.is_fresh & ~scene.readings.is_out
-        return not is_missing.any() and all(w.is_examined for d in found for w in d.suspects)
+        is_read = not is_missing.any()
+        if all(d.cause is Cause.UNDETERMINED for d in found):
+            is_complete = is_read and all(w.is_certain for d in found for w in d.bystanders)
+            patience_ns = settings.evidence_ns if is_complete else settings.unsure_ns
+            return now - state.suspected_ns >= patience_ns
+        is_complete = is_read and all(w.is_examined for d in found for w in d.suspects)
+        return is_complete or now - state.suspected_ns >= settings.evidence_ns
 
     def _wishes(
         self, scene: Scene, live: Bools, found: tuple[Diagnosis, ...], state: HangState

@@ -82,13 +82,14 @@ def _process_evidence(view: JobView, rank: int, after_ns: int) -> list[Evidence]
         return []
     share = cpu_share(view, rank, after_ns)
     used = "" if share is None else f", used {share:.0%} of a core"
+    held = " (held by a debugger or tracer)" if look.state == "t" else ""
     return [
         Evidence(
             kind="process",
             source="/proc",
             time_ns=look.time_ns,
             rank=rank,
-            text=f"process {look.pid} of rank {rank} is in state {look.state}{used}",
+            text=f"process {look.pid} of rank {rank} is in state {look.state}{held}{used}",
             data={"state": look.state, "wchan": look.wchan, "cpu_share": share},
         )
     ]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from tracecore_sidecar.detectors.debugger import is_held
 from tracecore_sidecar.detectors.frames import (
     first_frame,
     is_compiling,
-    is_in_debugger,
     is_in_rendezvous,
     is_saving,
     top_frame,
@@ -31,6 +31,7 @@ from tracecore_sidecar.detectors.hang.last_seen import (
 )
 from tracecore_sidecar.detectors.hang.place_evidence import place_evidence
 from tracecore_sidecar.detectors.naming import span_text
+from tracecore_train.wire.records import RecordKind
 
 if TYPE_CHECKING:
     from tracecore_sidecar.state.view import JobView
@@ -69,8 +70,9 @@ class Patience:
 
     checkpoint_ns: int = 60 * SECOND_NS
     """Inside a checkpoint call: writing tens of GB to shared storage takes this long."""
-    checkpoint_factor: int = 10
-    """Times its longest checkpoint so far: storage that is ten times slower than ever hangs."""
+    history_factor: int = 10
+    """Times its longest checkpoint, or its longest phase of that name, so far: storage that is ten
+    times slower than ever hangs. Far sooner, a long pause is told as one."""
     phase_ns: int = 60 * SECOND_NS
     """Inside a phase the user named: an evaluation or export on one rank. A pause announced with
     ``expect`` has the limit the user gave it."""
@@ -140,12 +142,15 @@ def _place(
         return Place.ENDED, f"has ended ({exit_text(view, rank)})", 0
     if look is not None and look.state == "T":
         return Place.STOPPED, "is stopped (process state T)", 0
+    if is_held(view, rank, stack, stopped_ns):
+        text = "is held in a debugger"
+        return Place.DEBUGGER, text, stopped_ns + patience.debugger_ns
     has_page = int(ranks.page_ns[rank]) > stopped_ns
     input_ns = int(ranks.input_since_ns[rank])
     checkpoint_ns = int(ranks.checkpoint_since_ns[rank])
     phase_ns = int(ranks.phase_since_ns[rank])
     if has_page and checkpoint_ns:
-        longest = patience.checkpoint_factor * int(ranks.longest_checkpoint_ns[rank])
+        longest = patience.history_factor * int(ranks.longest_checkpoint_ns[rank])
         text = f"has been inside a checkpoint call for {span_text(now - checkpoint_ns)}"
         return Place.CHECKPOINT, text, checkpoint_ns + max(patience.checkpoint_ns, longest)
     if has_page and input_ns:
@@ -153,9 +158,6 @@ def _place(
         return Place.INPUT, text, 0
     if has_page and (exception := _exception(view, rank)):
         return Place.EXCEPTION, f"is handling an exception ({exception})", 0
-    if stack is not None and is_in_debugger(stack):
-        text = "is held in a debugger"
-        return Place.DEBUGGER, text, stopped_ns + patience.debugger_ns
     if stack is not None and is_in_rendezvous(stack):
         text = f"is making a process group ({first_frame(stack)})"
         return Place.RENDEZVOUS, text, 0
@@ -181,7 +183,9 @@ def _place(
         name = view.phases.get(rank, "")
         text = f"has been in phase {name!r} for {span_text(now - phase_ns)}"
         announced_ns = view.pages[rank].expect_until_ns if rank in view.pages else 0
-        until_ns = announced_ns or phase_ns + patience.phase_ns
+        past = view.past_pauses.get(rank, {}).get((RecordKind.PHASE, name))
+        longest = patience.history_factor * past.longest_ns if past is not None else 0
+        until_ns = announced_ns or phase_ns + max(patience.phase_ns, longest)
         return Place.PHASE, text, max(until_ns, busy_until_ns)
     frame = top_frame(stack) if stack is not None else ""
     if is_busy:
