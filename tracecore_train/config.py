@@ -49,8 +49,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "TRACECORE_JOB_ID": "name of the job; the same on every node",
     "TRACECORE_RUNTIME_DIR": "directory for sockets and rank pages",
     "TRACECORE_LISTEN": "loopback address on which the sidecar takes OTLP, e.g. 127.0.0.1:4318",
-    "TRACECORE_NCCL_PULL": "whether the sidecar may read the flight recorder of legacy NCCL: "
-    "never (default), or on-suspicion",
+    "TRACECORE_NCCL_PULL": "whether the sidecar may read the flight recorder of legacy NCCL "
+    "and ask its RAS service: never (default), or on-suspicion",
     "TRACECORE_ON_HANG": "what follows a hang: report, dump, abort, or a command line",
     "TRACECORE_FLUSH_INTERVAL": "seconds between two hand-overs to the sidecar, 0.1 to 60",
     "TRACECORE_HOOKS": "hooks to install, comma separated; -NAME leaves one out, +NAME adds one: "

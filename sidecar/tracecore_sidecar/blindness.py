@@ -19,6 +19,7 @@ from tracecore_train.wire.signals import (
     SIGNALS,
     SignalSource,
     measured_among,
+    name_in,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_TEXTS = 50
 """Texts about ranks in a summary; ranks that say the same share one."""
+UNTRIED = {"nccl_ras": "asked only when a hang is suspected, where TRACECORE_NCCL_PULL allows it"}
+"""What nobody knows to work before it is wanted. What came of it then is said there."""
 OFF = "off (docs/signals.md says how each is turned on)"
 
 
@@ -42,9 +45,13 @@ class NodeSignals:
     """Signals that this version does not read. No alarm about them means nothing."""
 
     def texts(self) -> tuple[str, ...]:
-        """Give what is not seen, for people: a text per blind signal, one for all that are off."""
+        """Give what is not seen, for people: a text per blind signal, one for all that are off.
+
+        What is tried only in a hang is left out.
+        """
         unread = [f"{', '.join(self.off)}: not read by this version"] if self.off else []
-        return (*self.blind, *unread)
+        told = (text for text in self.blind if name_in(text) not in UNTRIED)
+        return (*told, *unread)
 
 
 def of_this_node(*, is_launched: bool) -> NodeSignals:
@@ -56,6 +63,7 @@ def of_this_node(*, is_launched: bool) -> NodeSignals:
         blind.append("stacks: py-spy is not installed")
     elif obstacle := ptrace_obstacle():
         blind.append(f"stacks: {obstacle}")
+    blind += [f"{name}: {reason}" for name, reason in UNTRIED.items()]
     ours = [signal for signal in SIGNALS if signal.source is not SignalSource.RANK]
     off = tuple(signal.name for signal in ours if not signal.given_by)
     names = [signal.name for signal in ours]

@@ -93,7 +93,8 @@ def run_help() -> None:
     type=click.Choice(["never", "on-suspicion"]),
     default="never",
     show_default=True,
-    help="Whether the flight recorder of legacy NCCL may be read when a hang is suspected.",
+    help="Whether the flight recorder of legacy NCCL may be read, and its RAS service asked, when a"
+    " hang is suspected.",
 )
 @click.option(
     "--listen",

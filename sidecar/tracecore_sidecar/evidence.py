@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tracecore_sidecar.detectors import Wanted, WantedKind
 from tracecore_sidecar.pull_pace import PullPace
 from tracecore_sidecar.pull_policy import NcclPull, PullPlan, PullPolicy
+from tracecore_sidecar.ras_asking import RasAsking
 from tracecore_sidecar.sources.flight_recorder import FlightRecorderReader
 from tracecore_sidecar.sources.process import read_process
 from tracecore_sidecar.sources.stacks import dump_stacks
@@ -68,6 +69,7 @@ class EvidenceFetcher:
         self._running: dict[tuple[WantedKind, int], asyncio.Task[None]] = {}
         self._pace = PullPace(wall_offset_ns)
         self._num_local = 0
+        self._ras = RasAsking(on_records)
 
     def request(self, wishes: Iterable[Wanted], view: JobView, now_ns: int) -> None:
         """Start fetching what is wanted and not already under way or fresh."""
@@ -75,6 +77,8 @@ class EvidenceFetcher:
         for wish in wishes:
             for rank in wish.ranks:
                 self._start(wish.kind, rank, view, now_ns, policy.plan(rank, is_suspicion=True))
+            if wish.kind is WantedKind.COLLECTIVES:
+                self._ras.request(policy, view, now_ns)
 
     def pull_on_schedule(self, interval_s: float, view: JobView, now_ns: int) -> None:
         """Read every local rank's recorder at wall-clock multiples; see ``pull_pace``."""
@@ -94,6 +98,7 @@ class EvidenceFetcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._ras.close()
 
     def _start(
         self, kind: WantedKind, rank: int, view: JobView, now_ns: int, plan: PullPlan

@@ -53,6 +53,7 @@ class RecordKind(str, Enum):
     COLLECTIVE_TOTALS = "collective_totals"
     STACK = "stack"
     PROCESS = "process"
+    NCCL_RAS = "nccl_ras"
 
 
 class StepFlag:
@@ -574,6 +575,20 @@ class ProcessRecord:
     """Their states, one letter each, by age; the first 64."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclRasRecord:
+    """What NCCL's RAS service said of the job when one of its processes was asked; a hint."""
+
+    kind: ClassVar[RecordKind] = RecordKind.NCCL_RAS
+    time_ns: int
+    rank: int
+    """Lowest of those that could have been asked; the answer is about the whole job."""
+    findings: tuple[str, ...]
+    """What stands out in it, as sentences. None is no sign of health."""
+    error: str
+    """Why nothing can be said; empty when it was read."""
+
+
 Record: TypeAlias = (
     IdentityRecord
     | GroupRecord
@@ -597,6 +612,7 @@ Record: TypeAlias = (
     | CollectiveTotalsRecord
     | StackRecord
     | ProcessRecord
+    | NcclRasRecord
 )
 
 RECORD_TYPES: dict[RecordKind, type[Record]] = {
@@ -624,6 +640,7 @@ RECORD_TYPES: dict[RecordKind, type[Record]] = {
         CollectiveTotalsRecord,
         StackRecord,
         ProcessRecord,
+        NcclRasRecord,
     )
 }
 """The one visible list of what exists."""

@@ -254,6 +254,14 @@ SIGNALS = (
         way="run the sidecar as the ranks' user, or with CAP_SYS_PTRACE",
     ),
     Signal(
+        name="nccl_ras",
+        shows="which members of its groups NCCL cannot reach, or counts differently; a hint",
+        source=SignalSource.SIDECAR,
+        given_by="nccl_ras",
+        way="TRACECORE_NCCL_PULL=on-suspicion; NCCL 2.24 or newer without NCCL_RAS_ENABLE=0, "
+        "NCCL_RAS_ADDR unset or an address of the node",
+    ),
+    Signal(
         name="kernel_log",
         shows="Xid, OOM-kill and link lines of the kernel",
         source=SignalSource.SIDECAR,

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tracecore_sidecar.bundle import dumps
+from tracecore_sidecar.bundle import dumps, ras_files
 from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.case import Role
 from tracecore_sidecar.bundle.folder import NoRoomError
@@ -26,6 +26,7 @@ from tracecore_sidecar.sources.flight_recorder import (
     NCCL2_HANDLER,
     NCCL_HANDLER,
 )
+from tracecore_sidecar.sources.nccl_ras import ask_ras
 from tracecore_sidecar.sources.rank_pages import copy_pages
 from tracecore_sidecar.sources.stacks import dump_stacks
 from tracecore_sidecar.sources.worker_server import PullError, fetch
@@ -96,6 +97,8 @@ class Gathering:
             for handler in rank.plan.handlers:
                 what = f"{RECORDERS[handler]} {DUMP_OF}{rank.rank}"
                 steps[what] = partial(self._dump, rank, handler)
+        if case.has_nccl:
+            steps["NCCL RAS"] = self._ras
         tasks = {
             asyncio.ensure_future(self._placed(what, step)): what for what, step in steps.items()
         }
@@ -134,9 +137,6 @@ class Gathering:
         for text in self._case.unread:
             what, _, reason = text.partition(": ")
             self._miss(what, reason)
-        if self._case.has_nccl:
-            reason = "not asked by this version; run `ncclras` on the node while the job lives"
-            self._miss("NCCL RAS", reason)
 
     async def _node_facts(self) -> None:
         host = self._case.job.host
@@ -222,6 +222,23 @@ class Gathering:
         text = stacks_text(rank, stacks).encode("utf-8", "replace")
         name, about = f"stacks/rank{rank.rank}{suffix}", f"{what} of rank {rank.rank}"
         await beside(READ_TIMEOUT_S, lambda: self._folder.add(name, text, about))
+
+    async def _ras(self) -> None:
+        ranks, why_not = ras_files.whom_to_ask(self._case)
+        if why_not:
+            raise PullError(why_not)
+        pids = {rank.pid: rank.rank for rank in ranks}
+        answer = await beside(READ_TIMEOUT_S, lambda: ask_ras(tuple(pids)))
+        if not answer.text:
+            raise PullError(answer.reason)
+        files, why_not = await beside(READ_TIMEOUT_S, lambda: ras_files.files_of(answer, pids))
+        if answer.reason:
+            self._miss("all that NCCL RAS has to say", answer.reason)
+        elif why_not:
+            self._miss("what NCCL RAS says of this job", why_not)
+        for name, (text, about) in files.items():
+            data = text.encode("utf-8", "replace")
+            await beside(READ_TIMEOUT_S, partial(self._folder.add, name, data, about))
 
     async def _records(self) -> None:
         age_s = (time.monotonic_ns() - self._case.opened_ns) / 1e9

@@ -87,6 +87,7 @@ class AttemptState:
         self._close_looks: dict[int, tuple[rec.ProcessRecord, ...]] = {}
         self._blind: dict[int, tuple[str, ...]] = {}
         self._num_lost: dict[int, int] = {}
+        self._ras_answers: dict[int, rec.NcclRasRecord] = {}
         self._pages: dict[int, rec.RankPageRecord] = {}
         self._exceptions: dict[int, rec.ExceptionRecord] = {}
         self._last_words: dict[int, str] = {}
@@ -113,6 +114,7 @@ class AttemptState:
             RecordKind.PULL: self._pull,
             RecordKind.COLLECTIVE_TOTALS: self._not_kept,
             RecordKind.PROCESS: self._process,
+            RecordKind.NCCL_RAS: self._ras_answer,
         }
 
     def apply(self, batch: Batch) -> None:
@@ -177,6 +179,7 @@ class AttemptState:
             close_looks=MappingProxyType(self._close_looks),
             memory=MappingProxyType(self._memory),
             scalars=MappingProxyType(self._scalars),
+            ras_answers=MappingProxyType(self._ras_answers),
             past_pauses=self._pauses.view(),
         )
 
@@ -357,6 +360,9 @@ class AttemptState:
             self._close_looks[record.rank] = (*known[-1:], record)
         if record.state == "-":
             self._ended(record.rank, record.time_ns)
+
+    def _ras_answer(self, record: rec.NcclRasRecord) -> None:
+        self._ras_answers[record.rank] = record
 
     def _moved(self, rank: int, time_ns: int) -> None:
         progress = self._ints["progress_ns"]

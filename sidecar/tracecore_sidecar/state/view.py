@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         IdentityRecord,
         InputRecord,
         MemoryRecord,
+        NcclRasRecord,
         ProcessRecord,
         RankPageRecord,
         ScalarRecord,
@@ -211,6 +212,8 @@ class JobView:
     """By rank, records and ring entries lost so far."""
     pages: Mapping[int, RankPageRecord] = field(default_factory=dict)
     """Latest rank page by rank."""
+    ras_answers: Mapping[int, NcclRasRecord] = field(default_factory=dict)
+    """By rank asked, the latest answer of NCCL's RAS service."""
     exceptions: Mapping[int, ExceptionRecord] = field(default_factory=dict)
     """By rank, the exception that ended it, else the latest error that torch reported."""
     last_words: Mapping[int, str] = field(default_factory=dict)

@@ -11,18 +11,22 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.cases import job_view, open_test_case, waits
+from tests.support.fake_ras import TEXT_REPORT, End, FakeRas, group, member, nccl_report
+from tests.support.rank_pages import rank_page
 from tests.support.small_disk import small_disk
-from tests.support.verdicts import WALL_OFFSET_NS
+from tests.support.verdicts import WALL_OFFSET_NS, event_of
 from tracecore_sidecar.bundle import bundler as bundler_module
 from tracecore_sidecar.bundle import dumps, gather
 from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.bundler import BundleError, Bundler
-from tracecore_sidecar.bundle.case import Role
+from tracecore_sidecar.bundle.case import Role, open_case
 from tracecore_sidecar.bundle.folder import (
     BundleFolder,
     FolderClosedError,
@@ -34,10 +38,11 @@ from tracecore_sidecar.bundle.process_facts import (
     read_environment,
     read_facts,
 )
+from tracecore_sidecar.pull_policy import NcclPull
 from tracecore_sidecar.sources.worker_server import PullError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tracecore_sidecar.bundle.bundler import Bundle
@@ -45,6 +50,9 @@ if TYPE_CHECKING:
 
 NOBODY = (2**22 - 1, 9)
 """A process that does not exist."""
+STRANGERS = nccl_report([group([member(0, 1, host="192.0.2.1")])])
+"""What NCCL RAS tells of another job."""
+JOB_SAID, ALL_SAID = "what NCCL RAS says of this job", "all that NCCL RAS has to say"
 
 
 @pytest.fixture(autouse=True)
@@ -368,12 +376,109 @@ def test_what_cannot_be_had_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert missing["everything of rank 2"] == "it runs on host a08; see that node's output"
     assert "is gone" in missing["stacks of rank 1"]
     assert "rank page of rank 1" in missing
-    assert "NCCL RAS" in missing
+    assert missing["NCCL RAS"].startswith("not asked (TRACECORE_NCCL_PULL=never)")
     assert "collectives.entries" in missing
     assert "records" in missing
     assert len(missing) == len(found["missing"]) == bundle.num_missing
     assert (bundle.has_all_dumps, bundle.give_up_wall_ns) == (False, None)
     assert found["verdict"]["incident_id"] == bundle.path.name == "c0ffee"
+
+
+# NCCL RAS.
+
+
+@contextmanager
+def nccl_case(address: str, **environ: str) -> Iterator[tuple[Case, int]]:
+    """A case of a job on NCCL that may be asked, with one live rank on this node, and its pid."""
+    env = {"NCCL_RAS_ADDR": address, **environ}
+    process = subprocess.Popen([sys.executable, "-c", "input()"], env=env, stdin=subprocess.PIPE)
+    try:
+        view = job_view({0: (process.pid, 5)}, world_size=2, remote=[1], backend="nccl")
+        view = replace(view, pages={0: rank_page(50, pid=process.pid, rank=0)})
+        yield open_case(event_of(waits(0)), view, (), NcclPull.ON_SUSPICION), process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_nccl_ras_is_asked_and_its_answer_kept(tmp_path: Path) -> None:
+    """A rank that is behind by NCCL's count is listed beside the answer, and not accused."""
+    with FakeRas() as ras, nccl_case(ras.address) as (case, pid):
+        behind = member(0, pid, counts={"AllReduce": 100})
+        peers = [member(n, pid + n, host="192.0.2.1") for n in (1, 2)]
+        ras.report = nccl_report([group([behind, *peers])])
+        bundle = make(tmp_path, case)
+    found = manifest_of(bundle)
+    assert (bundle.path / "nccl_ras.json").read_text() == ras.report
+    text = (bundle.path / "nccl_ras.findings.txt").read_text()
+    assert f"member 0 (rank 0, pid {pid} at 127.0.0.1) at 100 (behind)" in text
+    assert "its OK is no sign of health" in text
+    assert not any("RAS" in item["what"] for item in found["missing"])
+    assert {"nccl_ras.json", "nccl_ras.findings.txt"} <= {file["path"] for file in found["files"]}
+    assert [suspect["rank"] for suspect in found["verdict"]["suspects"]] == [1]
+    assert ras.num_connections == 1
+
+
+def test_nothing_that_stands_out_is_not_called_healthy(tmp_path: Path) -> None:
+    """RAS has called hung jobs healthy: agreement is written down as meaning nothing."""
+    with FakeRas() as ras, nccl_case(ras.address) as (case, pid):
+        ras.report = nccl_report([group([member(0, pid)])])
+        bundle = make(tmp_path, case)
+    text = (bundle.path / "nccl_ras.findings.txt").read_text()
+    assert "Nothing stands out in it. That does not mean that all is well" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing_as", "reason", "kept"),
+    [
+        ({"report": TEXT_REPORT, "speaks_json": False}, JOB_SAID, "is not JSON", "nccl_ras.txt"),
+        ({"report": STRANGERS}, JOB_SAID, "another job may have answered", "nccl_ras.json"),
+        ({"report": STRANGERS[:99], "end": End.STREAM}, ALL_SAID, "has more than", "nccl_ras.txt"),
+        ({"greeting": "220 smtp\n"}, "NCCL RAS", "no RAS service", None),
+    ],
+)
+def test_an_answer_of_no_use_costs_only_itself(
+    tmp_path: Path, settings: dict[str, Any], missing_as: str, reason: str, kept: str | None
+) -> None:
+    """What came is kept, what it lacks has a reason, and the rest of the bundle is there."""
+    with FakeRas(**settings) as ras, nccl_case(ras.address) as (case, _):
+        bundle = make(tmp_path, case)
+    missing = {item["what"]: item["reason"] for item in manifest_of(bundle)["missing"]}
+    assert reason in missing[missing_as]
+    assert sum("RAS" in what for what in missing) == 1
+    left = [path.name for path in bundle.path.iterdir() if path.name.startswith("nccl_ras")]
+    assert left == ([kept] if kept else [])
+    assert (bundle.path / "process" / "rank0.json").exists()
+
+
+def test_a_rank_whose_ras_is_off_is_not_asked(tmp_path: Path) -> None:
+    """The setting is named, and nobody connects."""
+    with FakeRas() as ras, nccl_case(ras.address, NCCL_RAS_ENABLE="0") as (case, _):
+        bundle = make(tmp_path, case)
+    missing = {item["what"]: item["reason"] for item in manifest_of(bundle)["missing"]}
+    assert missing["NCCL RAS"] == "NCCL_RAS_ENABLE=0 turns the RAS service off; unset it"
+    assert ras.num_connections == 0
+
+
+def test_ras_is_not_asked_while_a_graph_is_captured(tmp_path: Path) -> None:
+    """What keeps the flight recorder of NCCL from being read keeps RAS from being asked."""
+    with FakeRas() as ras, nccl_case(ras.address) as (case, pid):
+        page = rank_page(50, pid=pid, rank=0, capture_since_ns=5)
+        view = job_view({0: (pid, 5)}, world_size=2, backend="nccl")
+        view = replace(view, pages={0: page})
+        case = open_case(event_of(waits(0)), view, (), NcclPull.ON_SUSPICION)
+        bundle = make(tmp_path, case)
+    missing = {item["what"]: item["reason"] for item in manifest_of(bundle)["missing"]}
+    assert "during a graph capture" in missing["NCCL RAS"]
+    assert ras.num_connections == 0
+
+
+def test_a_job_without_nccl_lacks_no_ras(tmp_path: Path) -> None:
+    """Gloo has no such service: nobody asks, and nothing is missing."""
+    with FakeRas() as ras:
+        bundle = make(tmp_path, open_test_case(job_view({0: NOBODY})))
+    assert not any("RAS" in item["what"] for item in manifest_of(bundle)["missing"])
+    assert ras.num_connections == 0
 
 
 def test_the_number_of_bundles_is_bounded(tmp_path: Path) -> None:

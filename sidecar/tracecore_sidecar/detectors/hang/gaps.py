@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from tracecore_sidecar.detectors.hang.diagnosis import Diagnosis
     from tracecore_sidecar.detectors.hang.scene import Scene
     from tracecore_sidecar.state.view import GroupView, JobView
+    from tracecore_train.wire.records import NcclRasRecord
 
 MAX_LISTED = 8
 """Ranks whose gaps are listed."""
+AGREES = "nothing stands out in its answer, which does not mean that all is well"
 WANTED = (
     "rank_page",
     "steps",
@@ -66,9 +68,20 @@ def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
         identity = view.identities.get(rank)
         if identity is not None and identity.device != "cpu":
             missing.append(f"device of rank {rank}: its queues and kernels are not looked at")
+    missing += [
+        f"nccl_ras: {answer.error or AGREES}"
+        for answer in ras_answers(scene)
+        if not answer.findings
+    ]
     concerned = [w.rank for w in diagnosis.suspects] + unread(scene)
     missing += unseen_texts(view, sorted(set(concerned))[:MAX_LISTED], WANTED)
     return tuple(missing)
+
+
+def ras_answers(scene: Scene) -> list[NcclRasRecord]:
+    """Give what NCCL's RAS service said since progress stopped."""
+    answers = scene.view.ras_answers.values()
+    return [answer for answer in answers if answer.time_ns > scene.stopped_ns][:MAX_LISTED]
 
 
 def unread(scene: Scene) -> list[int]:
@@ -99,6 +112,8 @@ def _hides_messages(view: JobView, group: GroupView) -> bool:
 
 def _why_unread(scene: Scene, rank: int) -> str:
     ranks = scene.view.ranks
+    if not scene.is_live and ranks.pull_failed_ns[rank]:
+        return "its ring has overwritten unfinished ones; TORCH_FR_BUFFER_SIZE makes it longer"
     if not scene.is_live and not ranks.pull_ns[rank]:
         return "no dump was given"
     if not ranks.is_seen[rank]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause
-from tracecore_sidecar.detectors.hang.gaps import not_measured, unread
+from tracecore_sidecar.detectors.hang.gaps import not_measured, ras_answers, unread
 from tracecore_sidecar.detectors.hang.operations import is_device_backend
 from tracecore_sidecar.detectors.hang.words import actions, operation_text, summary
 from tracecore_sidecar.detectors.naming import group_text, ranks_text, suspect_of
@@ -97,7 +97,7 @@ def _evidence(scene: Scene, diagnosis: Diagnosis) -> list[Evidence]:
         items += located.evidence or ((_page_item(scene, located),) if scene.is_live else ())
     if (chain := _chain(scene, diagnosis)) is not None:
         items.append(chain)
-    return items
+    return [*items, *_ras_items(scene)]
 
 
 def _mismatch_evidence(diagnosis: Diagnosis) -> Evidence:
@@ -220,6 +220,21 @@ def _chain(scene: Scene, diagnosis: Diagnosis) -> Evidence | None:
             ]
         },
     )
+
+
+def _ras_items(scene: Scene) -> list[Evidence]:
+    """Pass on what NCCL's RAS service has said since; nothing is judged by it."""
+    return [
+        Evidence(
+            kind="nccl_ras",
+            source="NCCL RAS",
+            time_ns=answer.time_ns,
+            rank=None,
+            text=f"NCCL RAS, a hint: {finding}",
+        )
+        for answer in ras_answers(scene)
+        for finding in answer.findings[:MAX_DETAILED]
+    ]
 
 
 def _page_item(scene: Scene, located: Whereabouts) -> Evidence:
