@@ -31,6 +31,7 @@ class _Point(NamedTuple):
     is_done: bool
     is_started: bool
     op: int
+    tag: int
 
 
 class PointRows:
@@ -63,6 +64,7 @@ class PointRows:
                 is_done=record.is_retired,
                 is_started=record.is_started,
                 op=op_index(record),
+                tag=record.tag,
             )
         for record_id in sorted(rows)[:-MAX_POINTS]:
             del rows[record_id]
@@ -79,7 +81,7 @@ class PointRows:
                 for column, rows in sorted(self._rows.items())
                 for record_id, point in sorted(rows.items())
             ]
-            table = np.array(flat, dtype=np.int64).reshape(len(flat), 8)
+            table = np.array(flat, dtype=np.int64).reshape(len(flat), 9)
             self._shared = PointColumns(
                 member=read_only(table[:, 0]),
                 record_id=read_only(table[:, 1]),
@@ -89,6 +91,7 @@ class PointRows:
                 is_done=read_only(table[:, 5].astype(np.bool_)),
                 is_started=read_only(table[:, 6].astype(np.bool_)),
                 op=read_only(table[:, 7]),
+                tag=read_only(table[:, 8]),
                 is_whole=self._is_whole,
             )
         return self._shared
@@ -105,6 +108,7 @@ _NONE = PointColumns(
     is_done=_NO_BOOLS,
     is_started=_NO_BOOLS,
     op=_NO_INTS,
+    tag=_NO_INTS,
     is_whole=True,
 )
 """Of a group without sends and receives: most have none."""

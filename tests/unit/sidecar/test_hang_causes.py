@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.rank_pages import rank_page
 from tests.support.recordings import MS, SimulatedJob, Watch
 from tracecore_sidecar.detectors.hang import HangDetector
 from tracecore_sidecar.detectors.hang.components import sink_components
@@ -18,6 +19,7 @@ from tracecore_sidecar.detectors.hang.scene import look
 from tracecore_sidecar.detectors.hang.whereabouts import Patience
 from tracecore_sidecar.state.store import Store
 from tracecore_train.wire.records import (
+    NOT_MEASURED,
     Batch,
     CollectiveRecord,
     GroupRecord,
@@ -194,6 +196,69 @@ def test_both_sides_of_a_message_that_does_not_arrive_name_nobody() -> None:
     assert cause.head.link == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("backend", "expected"), [("gloo", ("none_completed", [])), ("nccl", ("stuck_peers_done", [1]))]
+)
+def test_a_message_that_was_sent_and_does_not_arrive(
+    backend: str, expected: tuple[str, list[int]]
+) -> None:
+    """Gloo calls a send over when the kernel has taken it: it may be lost between the two."""
+    job = Job(2, {"g": (0, 1)}, backend=backend)
+    job.call(0, "g", 0, "send 0->1", is_done=True)
+    job.call(1, "g", 0, "recv 1<-0")
+    job.call(0, "g", 0, "recv 0<-1")
+    assert named(job.causes()) == [expected]
+
+
+def test_a_sender_that_is_not_through_though_its_message_arrived_is_named() -> None:
+    """Rank 1 has received, so neither it nor the link keeps rank 0 in its send."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    job.call(0, "g", 0, "send 0->1")
+    job.call(1, "g", 0, "recv 1<-0", is_done=True)
+    job.call(1, "g", 0, "recv 1<-0")
+    assert named(job.causes()) == [("stuck_peers_done", [0])]
+
+
+def test_a_message_told_before_its_rank_fell_silent_is_no_wait() -> None:
+    """Rank 1 holds the GIL: the recv it told of last may be over, and it keeps 0 waiting."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    job.call(0, "g", 0, "send 0->1", tag=0, is_done=True)
+    job.call(1, "g", 0, "recv 1<-0", tag=0)
+    job.call(0, "g", 0, "send 0->1", tag=0)
+    told = rank_page(10**6, pid=1, rank=1, time_ns=10**6)
+    job.records.append(told)
+    assert [w for _, w in named(job.causes())] == [[]]
+    job.records[-1] = replace(told, heartbeat_ns=0)
+    assert named(job.causes()) == [("never_entered", [1])]
+
+
+def test_messages_of_unlike_tags_are_no_match_on_gloo() -> None:
+    """Rank 0 sends under one tag, rank 1 waits for another: no link between them is blamed."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    job.call(0, "g", 0, "send 0->1", tag=99)
+    job.call(1, "g", 0, "recv 1<-0", tag=0)
+    assert named(job.causes()) == [("unmatched_p2p", [])]
+
+
+def test_messages_of_like_tags_are_matched_past_others() -> None:
+    """What is lost is the message of the tag both are in, though another one was sent before."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    job.call(0, "g", 0, "send 0->1", tag=5, is_done=True)
+    job.call(1, "g", 0, "recv 1<-0", tag=5, is_done=True)
+    job.call(0, "g", 0, "send 0->1", tag=7)
+    job.call(1, "g", 0, "recv 1<-0", tag=7)
+    assert named(job.causes()) == [("none_completed", [])]
+
+
+@pytest.mark.parametrize(("backend", "tag"), [("nccl", 0), ("gloo", NOT_MEASURED)])
+def test_tags_that_do_not_count_are_no_difference(backend: str, tag: int) -> None:
+    """NCCL takes messages in order whatever their tag; a side that tells none may have any."""
+    job = Job(2, {"g": (0, 1)}, backend=backend)
+    job.call(0, "g", 0, "send 0->1", tag=99)
+    job.call(1, "g", 0, "recv 1<-0", tag=tag)
+    assert named(job.causes()) == [("none_completed", [])]
+
+
 def test_a_pipeline_stage_that_waits_for_its_neighbour_is_not_named() -> None:
     """Stage 2 waits for 1, 1 waits for 0, and 0 never sent: only 0 is named."""
     job = Job(3, {"g": (0, 1, 2)})
@@ -209,6 +274,64 @@ def test_the_last_message_of_a_stuck_rank_blames_nobody() -> None:
     for rank in range(3):
         job.call(rank, "g", 1, is_done=rank != 1)
     assert named(job.causes()) == [("stuck_peers_done", [1])]
+
+
+def test_going_on_in_another_group_shows_that_an_operation_succeeded() -> None:
+    """On gloo "over" may mean failed, but 0 and 3 went on to other groups: 1 and 2 are stuck."""
+    job = Job(4, {"g": (0, 1, 2, 3), "a": (0, 1), "b": (2, 3)}, backend="gloo")
+    for rank in range(4):
+        job.call(rank, "g", 1, is_done=rank in (0, 3))
+    job.call(0, "a", 1)
+    job.call(3, "b", 1)
+    assert named(job.causes()) == [("stuck_peers_done", [1, 2])]
+
+
+def test_an_operation_that_is_over_for_ranks_that_did_not_go_on_may_have_failed() -> None:
+    """Nobody entered anything after what is over for 0 and 3: 1 and 2 are not accused."""
+    job = Job(4, {"g": (0, 1, 2, 3), "a": (0, 1), "b": (2, 3)}, backend="gloo")
+    for rank in range(4):
+        job.call(rank, "a" if rank < 2 else "b", 1, is_done=True)
+    for rank in range(4):
+        job.call(rank, "g", 1, is_done=rank in (0, 3))
+    assert all(not c.suspects for c in job.causes())
+
+
+def steps_of_a_pipeline(job: Job, num: int, tag: int = 0) -> None:
+    """Let rank 0 send and receive, rank 1 receive and send, and both reduce, again and again."""
+    for step in range(num):
+        job.call(0, "g", 0, "send 0->1", is_done=True, tag=tag)
+        job.call(1, "g", 0, "recv 1<-0", is_done=True, tag=tag)
+        job.call(1, "g", 0, "send 1->0", is_done=True, tag=tag)
+        job.call(0, "g", 0, "recv 0<-1", is_done=True, tag=tag)
+        for rank in (0, 1):
+            job.call(rank, "g", step + 1, is_done=True)
+
+
+def test_the_rank_that_receives_out_of_turn_is_named() -> None:
+    """Both wait to receive; rank 0 has always sent here, rank 1 has always received."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    steps_of_a_pipeline(job, 4)
+    job.call(0, "g", 0, "recv 0<-1", tag=0)
+    job.call(1, "g", 0, "recv 1<-0", tag=0)
+    assert named(job.causes()) == [("unmatched_p2p", [0])]
+
+
+def test_a_message_with_an_unusual_tag_names_its_sender() -> None:
+    """Rank 0 sends under a tag it has never used here, rank 1 waits for the usual one."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    steps_of_a_pipeline(job, 4)
+    job.call(0, "g", 0, "send 0->1", tag=99)
+    job.call(1, "g", 0, "recv 1<-0", tag=0)
+    assert named(job.causes()) == [("unmatched_p2p", [0])]
+
+
+def test_two_ranks_without_a_past_are_not_told_apart() -> None:
+    """One step is no past: who receives out of turn in the second is not known."""
+    job = Job(2, {"g": (0, 1)}, backend="gloo")
+    steps_of_a_pipeline(job, 1)
+    job.call(0, "g", 0, "recv 0<-1", tag=0)
+    job.call(1, "g", 0, "recv 1<-0", tag=0)
+    assert named(job.causes()) == [("unmatched_p2p", [])]
 
 
 def test_unequal_splits_name_the_rank_all_bad_pairs_share() -> None:

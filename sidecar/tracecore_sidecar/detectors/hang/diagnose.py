@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause, Diagnosis
@@ -28,9 +29,13 @@ def diagnose(scene: Scene) -> tuple[Diagnosis, ...]:
     unsure: list[Diagnosis] = []
     for knot in graph.knots:
         diagnosis = judge_knot(scene, knot)
+        if _is_through_lost(scene, diagnosis):
+            diagnosis = replace(diagnosis, cause=Cause.UNDETERMINED, suspects=(), reason="")
         # Of a message whose order is not certain, both sides may be of different messages.
         is_paired = diagnosis.head is None or diagnosis.head.is_certain or len(knot) > 1
-        if diagnosis.cause is Cause.UNDETERMINED or not is_paired:
+        # A member that was not read and has entered may itself wait for somebody else.
+        is_told = diagnosis.cause is not Cause.UNDETERMINED and not diagnosis.presumed
+        if not is_told or not is_paired:
             unsure.append(diagnosis)
         elif len(found) < MAX_KNOTS:
             found.append(diagnosis)
@@ -40,6 +45,14 @@ def diagnose(scene: Scene) -> tuple[Diagnosis, ...]:
         found += unsure
         found = sorted(found, key=_weight)[:1]
     return tuple(sorted(found, key=_weight))
+
+
+def _is_through_lost(scene: Scene, diagnosis: Diagnosis) -> bool:
+    """Say whether a circle closes only through ranks whose oldest waits a dump has lost."""
+    if scene.is_live or len(diagnosis.heads) < 2:
+        return False
+    lost = scene.view.num_lost
+    return any(all(lost.get(r, 0) for r in head.waiters) for head in diagnosis.heads)
 
 
 def diagnose_aftermath(scene: Scene) -> tuple[Diagnosis, ...]:

@@ -112,8 +112,6 @@ def _hides_messages(view: JobView, group: GroupView) -> bool:
 
 def _why_unread(scene: Scene, rank: int) -> str:
     ranks = scene.view.ranks
-    if not scene.is_live and ranks.pull_failed_ns[rank]:
-        return "its ring has overwritten unfinished ones; TORCH_FR_BUFFER_SIZE makes it longer"
     if not scene.is_live and not ranks.pull_ns[rank]:
         return "no dump was given"
     if not ranks.is_seen[rank]:

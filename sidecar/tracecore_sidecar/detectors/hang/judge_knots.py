@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause, Diagnosis, mismatched
 from tracecore_sidecar.detectors.hang.mismatch import first_mismatch
+from tracecore_sidecar.detectors.hang.operations import is_device_backend
 from tracecore_sidecar.detectors.hang.scene import MAX_LOCATED
-from tracecore_sidecar.detectors.hang.waiting_order import odd_ranks
+from tracecore_sidecar.detectors.hang.waiting_order import odd_ranks, unexpected_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,14 @@ def judge_knot(scene: Scene, knot: Sequence[int]) -> Diagnosis:
     head = heads[0]
     if head.link is None and (odd := first_mismatch(head.group, head.seq_id)) is not None:
         return mismatched(scene, head, odd, explained)
+    if head.is_certain and _is_on_its_way(head):
+        return Diagnosis(
+            cause=Cause.NONE_COMPLETED,
+            head=head,
+            heads=heads,
+            bystanders=scene.locate(head.waiters) if scene.is_live else (),
+            num_explained=explained,
+        )
     if head.done:
         is_stuck = head.link is not None and head.is_certain
         return Diagnosis(
@@ -59,6 +68,17 @@ def judge_knot(scene: Scene, knot: Sequence[int]) -> Diagnosis:
     )
 
 
+def _is_on_its_way(head: Head) -> bool:
+    """Say whether a message was sent and not received, and may be lost between the two.
+
+    Without a device a send is over as soon as the kernel has taken the bytes.
+    """
+    if head.link is None or is_device_backend(head.group.backend):
+        return False
+    sender, receiver = head.link
+    return head.done == (sender,) and head.waiters == (receiver,)
+
+
 def _circle(scene: Scene, heads: tuple[Head, ...], explained: int) -> Diagnosis:
     """Judge heads that wait for each other."""
     for head in heads:
@@ -70,12 +90,14 @@ def _circle(scene: Scene, heads: tuple[Head, ...], explained: int) -> Diagnosis:
         # Only a ring that reaches back to the beginning shows that a side was never issued.
         missing = {r for head in unmatched if head.is_certain for r in head.absent}
         is_one_sided = len(missing) == 1
+        unexpected = () if is_one_sided else unexpected_ranks(scene.graph.found, ordered)
         return Diagnosis(
             cause=Cause.UNMATCHED_P2P,
             head=unmatched[0],
             heads=ordered,
-            suspects=scene.locate(sorted(missing)) if is_one_sided else (),
+            suspects=scene.locate(sorted(missing) if is_one_sided else unexpected),
             num_explained=explained,
+            reason="up to now something else has come here" if unexpected else "",
         )
     departed, reason = odd_ranks(scene.graph.found, ordered)
     return Diagnosis(

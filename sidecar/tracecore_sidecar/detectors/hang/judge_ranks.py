@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause, Diagnosis, mismatched
-from tracecore_sidecar.detectors.hang.hidden_waits import cannot_be_waiting
+from tracecore_sidecar.detectors.hang.hidden_waits import cannot_be_waiting, may_wait_untold
 from tracecore_sidecar.detectors.hang.mismatch import first_mismatch, mismatch_at
 from tracecore_sidecar.detectors.hang.scene import MAX_LOCATED
 from tracecore_sidecar.detectors.hang.whereabouts import PLAIN_PLACES, Place
@@ -24,7 +24,7 @@ def judge_sinks(scene: Scene) -> list[Diagnosis]:
     # A rank may wait in a group nobody reads; only where it is for certain elsewhere is it named.
     may_wait_unseen = scene.view.is_in_blind_group()
     # So may one that sends and receives on gloo; where its stack or the kernel tells, it is named.
-    may_wait_unrecorded = scene.view.may_wait_unrecorded() & scene.is_live
+    may_wait_unrecorded = may_wait_untold(scene) & scene.is_live
     in_rendezvous = {w.rank for w in sinks if w.place is Place.RENDEZVOUS}
     suspects = tuple(
         w

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracecore_sidecar.detectors.hang.history import expected_next
-from tracecore_sidecar.detectors.hang.operations import name_of, needs_same_sizes, splits
+from tracecore_sidecar.detectors.hang.operations import (
+    name_of,
+    needs_same_sizes,
+    splits,
+    tells_call,
+)
 from tracecore_sidecar.detectors.naming import ranks_text
-from tracecore_sidecar.state.view import OTHER_OP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +80,7 @@ def first_mismatch(group: GroupView, up_to: int) -> Mismatch | None:
 def _at_slot(group: GroupView, slot: int) -> Mismatch | None:
     called: dict[str, list[int]] = {}
     for rank, op in zip(group.members, group.op[slot].tolist(), strict=True):
-        if op >= 0 and group.ops[op] != OTHER_OP:
+        if op >= 0 and tells_call(group.ops[op]):
             called.setdefault(group.ops[op], []).append(rank)
     seq_id = int(group.seq_ids[slot])
     names = {name_of(signature) for signature in called}

@@ -25,6 +25,11 @@ def plain_name(signature: str) -> str:
     return name_of(signature).removesuffix("_base").lstrip("_")
 
 
+def tells_call(signature: str) -> bool:
+    """Say whether it tells what was called; several operations issued as one are ``coalesced``."""
+    return signature != OTHER_OP and name_of(signature) != "coalesced"
+
+
 def is_point(signature: str) -> bool:
     """Say whether it is a send or a recv."""
     return name_of(signature) in {"send", "recv"}

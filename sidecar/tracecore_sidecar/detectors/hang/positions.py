@@ -47,6 +47,8 @@ class Positions:
     """By group: every operation seen in it needs all members."""
     is_device: Bools
     """By group: over means finished, not failed."""
+    last_created: Ints
+    """By rank: when it entered its latest operation, of any group."""
     open_row: Ints
     open_seq: Ints
     open_created: Ints
@@ -114,6 +116,9 @@ def positions(view: JobView, readings: Readings) -> Positions:
     for index in seen:
         members = rank[starts[index] : starts[index + 1]]
         np.maximum.at(last_created, members, groups[index].created_ns.max(axis=0, initial=0))
+        points = groups[index].points
+        if len(points.member):
+            np.maximum.at(last_created, members[points.member], points.created_ns)
     for index in seen:
         own = slice(int(starts[index]), int(starts[index + 1]))
         if is_device[index] and needs_all[index]:
@@ -130,6 +135,7 @@ def positions(view: JobView, readings: Readings) -> Positions:
         is_known=is_known,
         needs_all=needs_all,
         is_device=is_device,
+        last_created=last_created,
         open_row=_joined([column + starts[i] for i, _, column in found]),
         open_seq=_joined([groups[i].seq_ids[slot] for i, slot, _ in found]),
         open_created=_joined([groups[i].created_ns[slot, column] for i, slot, column in found]),

@@ -25,6 +25,9 @@ class Readings:
     """It cannot enter anything: it ended, is stopped, a zombie or gone."""
     is_elsewhere: Bools
     """Its training thread is known to be outside collectives (input, checkpoint)."""
+    has_told: Bools
+    """What it tells itself, its sends and receives among it, is as fresh; without a page it counts
+    as such. A rank that holds the GIL tells nothing, though its recorder can be read."""
 
     @property
     def may_wait(self) -> Bools:
@@ -46,4 +49,5 @@ def readings_of(view: JobView, *, stopped_ns: int, fresh_after_ns: int) -> Readi
         is_fresh=(ranks.pull_ns > fresh_after_ns) & ~ranks.is_ended,
         is_out=is_out,
         is_elsewhere=has_page & is_inside,
+        has_told=~has_page | (ranks.heartbeat_ns > fresh_after_ns),
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tracecore_sidecar.detectors.hang.nodes import Nodes
     from tracecore_sidecar.detectors.hang.positions import Positions
     from tracecore_sidecar.detectors.hang.readings import Readings
-    from tracecore_sidecar.state.view import Bools
+    from tracecore_sidecar.state.view import Bools, Ints
 
 
 def find_sinks(nodes: Nodes, edges: Edges) -> tuple[int, ...]:
@@ -44,12 +44,29 @@ def find_stuck(found: Positions, nodes: Nodes, readings: Readings) -> Bools:
     part, rows = found.rows_of_each(pairs[0])
     seq = pairs[1][part]
     is_over = (found.done[rows] >= seq) & readings.is_fresh[found.rank[rows]]
-    is_over &= found.is_device[pairs[0]][part] | (found.entered[rows] > seq)
+    is_over &= found.is_device[pairs[0]][part] | _went_on(found, pairs, part, rows)
     num_over = np.bincount(part, weights=is_over, minlength=pairs.shape[1])
     num_open = np.bincount(which, minlength=pairs.shape[1])
     is_stuck = found.open_needs_all & (num_over >= num_open)[which] & (num_over > 0)[which]
     result[found.rank[found.open_row[is_stuck]]] = True
     return result & (nodes.of_rank >= 0)
+
+
+def _went_on(found: Positions, pairs: Ints, part: Ints, rows: Ints) -> Bools:
+    """Say, of the members of some operations, who entered another one later, in any group.
+
+    Where over may mean failed, that tells who is really through: it went on.
+    """
+    entered_ns: Ints = np.zeros(len(rows), dtype=np.int64)
+    for index in np.flatnonzero(~found.is_device[pairs[0]]).tolist():
+        group = found.groups[int(pairs[0][index])]
+        slots = np.flatnonzero(group.seq_ids == pairs[1][index])
+        if len(slots):
+            first, last = np.searchsorted(part, (index, index + 1))
+            entered_ns[first:last] = group.created_ns[int(slots[0])]
+    has_gone_on: Bools = found.entered[rows] > pairs[1][part]
+    has_gone_on |= (entered_ns > 0) & (found.last_created[found.rank[rows]] > entered_ns)
+    return has_gone_on
 
 
 def find_knots(nodes: Nodes, edges: Edges, is_stuck: Bools) -> tuple[tuple[int, ...], ...]:

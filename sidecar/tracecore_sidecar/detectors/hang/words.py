@@ -80,7 +80,8 @@ def summary(scene: Scene, diagnosis: Diagnosis) -> str:
         text = f"{ranks_text(head.waiters)} still {waits} in {where}"
         return f"{text}, which is over for {ranks_text(head.done)}"
     held = ", ".join(f"rank {w.rank} {w.text}" for w in diagnosis.bystanders[:MAX_NAMED])
-    return f"{ranks_text(head.waiters)} wait in {where}; nobody can be named: {held}"
+    why = f": {held}" if held else ""
+    return f"{ranks_text(head.waiters)} wait in {where}; nobody can be named{why}"
 
 
 def _accusation(diagnosis: Diagnosis, head: Head) -> str:
@@ -107,6 +108,8 @@ def _accusation(diagnosis: Diagnosis, head: Head) -> str:
 
 def _nobody_completed(diagnosis: Diagnosis, head: Head) -> str:
     where = operation_text(head)
+    if head.link is not None and head.done:
+        return f"{where} was handed over, and does not arrive"
     if head.link is not None:
         return f"both sides of {where} were issued, and it does not complete"
     num = len(head.waiters) + len(diagnosis.presumed)
@@ -126,8 +129,11 @@ def _unmatched(diagnosis: Diagnosis, head: Head) -> str:
     waiting = ranks_text(head.waiters)
     other = ranks_text(head.absent)
     where = operation_text(head)
-    if diagnosis.suspects:
+    suspects = {w.rank for w in diagnosis.suspects}
+    if suspects and suspects <= set(head.absent):
         return f"{other} never issued its side of {where}, and waits elsewhere for {waiting}"
+    if suspects:
+        return f"{ranks_text(suspects)} sends or receives out of its usual order, in {where}"
     return f"{waiting} waits in {where}, {other} waits elsewhere for {waiting}: one side is missing"
 
 
