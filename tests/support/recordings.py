@@ -73,6 +73,7 @@ class SimulatedJob(Timeline):
             if index in self.absent or rank.is_ended:
                 continue
             rank.cpu_ns += int(rank.cpu_share * elapsed)
+            rank.main_wait_ns += int(rank.wait_share * elapsed)
             if rank.beats:
                 rank.heartbeat_ns = now
                 self._counters(index)
@@ -124,6 +125,7 @@ class SimulatedJob(Timeline):
             cpu_ns=rank.cpu_ns,
             rss_bytes=0,
             wchan=rank.wchan,
+            main_wait_ns=rank.main_wait_ns,
         )
         self.apply(index, record, kind=SourceKind.SIDECAR)
 

@@ -39,6 +39,8 @@ class SimulatedRank:
     host: str = "a07"
     state: str = "S"
     cpu_share: float = 0.0
+    wait_share: float = 0.0
+    """Share of the time its main thread waits in the kernel's run queue."""
     wchan: str = ""
     beats: bool = True
     is_readable: bool = True
@@ -60,6 +62,7 @@ class SimulatedRank:
     unfinished: list[Entry] = field(default_factory=list)
     heartbeat_ns: int = START_NS
     cpu_ns: int = 0
+    main_wait_ns: int = 0
 
     def since(self, kind: str, now: int) -> int:
         """Give since when the rank is inside a span at ``now``; 0: it is not."""

@@ -305,6 +305,16 @@ def test_a_rank_that_runs_code_is_given_half_a_minute() -> None:
     assert "used 90% of a core" in texts(only(watch))
 
 
+def test_a_crowded_processor_leaves_a_busy_rank_its_excuse() -> None:
+    """A rank that gets a third of a core and queues for the rest runs code like any other."""
+    job = hung()
+    job.ranks[1].cpu_share, job.ranks[1].wait_share = 0.3, 0.6
+    watch = watched(job, 28)
+    assert watch.seen == []
+    watch.run(8)
+    assert "used 30% of a core, queued for 60%" in texts(only(watch))
+
+
 def test_a_rank_that_holds_the_gil_is_named_at_once() -> None:
     """Busy without a heartbeat is a held GIL, and that is no excuse."""
     job = hung()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracecore_sidecar.state.view import UNKNOWN_EXIT
+from tracecore_train.wire.records import NOT_MEASURED
 
 if TYPE_CHECKING:
     from tracecore_sidecar.state.view import JobView
@@ -37,6 +38,21 @@ def cpu_share(view: JobView, rank: int, after_ns: int) -> float | None:
     elapsed = looks[1].time_ns - looks[0].time_ns
     # The kernel counts in ticks of 10 ms: a shorter time apart says nothing.
     return (looks[1].cpu_ns - looks[0].cpu_ns) / elapsed if elapsed >= SECOND_NS // 5 else None
+
+
+def busy_share(view: JobView, rank: int, after_ns: int) -> float | None:
+    """Give the share of that time a process ran code, or would have on an idle machine.
+
+    On a crowded one the main thread waits for a processor instead, in the kernel's run queue.
+    """
+    share = cpu_share(view, rank, after_ns)
+    if share is None:
+        return None
+    first, second = view.processes[rank]
+    if min(first.main_wait_ns, second.main_wait_ns) == NOT_MEASURED:
+        return share
+    waited_ns = second.main_wait_ns - first.main_wait_ns
+    return share + max(0, waited_ns) / (second.time_ns - first.time_ns)
 
 
 def heartbeat_age(view: JobView, rank: int) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tracecore_sidecar.detectors.frames import user_frames
 from tracecore_sidecar.detectors.hang.last_seen import (
     SECOND_NS,
+    busy_share,
     cpu_share,
     exit_text,
     heartbeat_age,
@@ -18,6 +19,10 @@ from tracecore_sidecar.verdicts import Evidence
 if TYPE_CHECKING:
     from tracecore_sidecar.state.view import JobView
     from tracecore_train.wire.records import StackRecord
+
+
+MIN_QUEUED = 0.05
+"""Share of the time in the run queue from which it is worth a word."""
 
 
 def place_evidence(
@@ -82,6 +87,9 @@ def _process_evidence(view: JobView, rank: int, after_ns: int) -> list[Evidence]
         return []
     share = cpu_share(view, rank, after_ns)
     used = "" if share is None else f", used {share:.0%} of a core"
+    queued = (busy_share(view, rank, after_ns) or 0.0) - (share or 0.0)
+    if queued >= MIN_QUEUED:
+        used += f", queued for {queued:.0%}"
     held = " (held by a debugger or tracer)" if look.state == "t" else ""
     return [
         Evidence(

@@ -22,6 +22,7 @@ from tracecore_sidecar.detectors.frames import (
 )
 from tracecore_sidecar.detectors.hang.last_seen import (
     SECOND_NS,
+    busy_share,
     cpu_share,
     exit_text,
     heartbeat_age,
@@ -87,7 +88,8 @@ class Patience:
     unknown_ns: int = 60 * SECOND_NS
     """Neither page, process nor stack could be read: it may be in a checkpoint."""
     busy_share: float = 0.5
-    """Share of one core, measured between two looks at ``/proc``, above which it runs code."""
+    """Share of one core, used or waited for between two looks at ``/proc``, above which it runs
+    code."""
     heartbeat_ns: int = 3 * SECOND_NS
     """Age of a heartbeat, in missed one-second beats, from which the GIL counts as held."""
 
@@ -173,7 +175,7 @@ def _place(
         return Place.CHECKPOINT, text, stopped_ns + patience.checkpoint_ns
     if stack is not None and waits_for_peer(stack):
         return Place.PEER_WAIT, f"waits for another rank ({first_frame(stack)})", 0
-    share = cpu_share(view, rank, stopped_ns)
+    share = busy_share(view, rank, stopped_ns)
     is_busy = share is not None and share > patience.busy_share
     if is_busy and has_page and is_heartbeat_stale(view, rank, patience.heartbeat_ns):
         text = f"holds the GIL (busy, no heartbeat for {span_text(heartbeat_age(view, rank))})"
