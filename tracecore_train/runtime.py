@@ -56,12 +56,13 @@ def worker_server_socket(job: Path, attempt: int, rank: int) -> Path:
 
 def rank_pages(job: Path, attempt: int) -> dict[int, Path]:
     """List the rank pages of an attempt by rank."""
+    directory = job / str(attempt)
     try:
-        names = os.listdir(job / str(attempt))
+        names = os.listdir(directory)
     except OSError:
         return {}
     matches = ((_RANK_FILE.match(name), name) for name in names)
-    return {int(m.group(1)): job / str(attempt) / name for m, name in matches if m}
+    return {int(m.group(1)): directory / name for m, name in matches if m}
 
 
 def boot_id() -> str:

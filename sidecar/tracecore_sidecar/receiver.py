@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -35,9 +36,9 @@ from tracecore_train.errors import WireError
 from tracecore_train.wire.otlp import DecodedLogs, decode_log_request, is_table
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from tracecore_train.wire.records import Batch
 
@@ -113,13 +114,39 @@ def create_app(
             "ready\n" if ready else "not ready\n", status_code=200 if ready else 503
         )
 
-    return Starlette(
+    endpoints = {signal.path: intake.endpoint(signal) for signal in SIGNALS}
+    return _App(
+        endpoints,
         routes=[
-            *(Route(s.path, intake.endpoint(s), methods=["POST"]) for s in SIGNALS),
+            *(Route(path, take, methods=["POST"]) for path, take in endpoints.items()),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-        ]
+        ],
     )
+
+
+class _App(Starlette):
+    """Takes what ranks post without a way through middleware and routes, which have no part in it
+    and cost as much as decoding; everything else goes through them.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Callable[[Request], Awaitable[Response]]],
+        *,
+        routes: Sequence[Route],
+    ) -> None:
+        super().__init__(routes=routes)
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        take = self._endpoints.get(scope["path"]) if is_post else None
+        if take is None:
+            await super().__call__(scope, receive, send)
+            return
+        response = await take(Request(scope, receive))
+        await response(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +162,7 @@ class _Read:
 
 
 _NO_LOGS = DecodedLogs((), 0, 0, "")
+_NOTHING_FOREIGN = Tagged()
 
 
 class _Intake:
@@ -199,6 +227,8 @@ class _Intake:
         logs = _NO_LOGS
         if signal is LOGS:
             logs = decode_log_request(request)
+            if not logs.num_foreign:
+                return _Read(logs, _NOTHING_FOREIGN, b"")
             _remove_tables(request)
         foreign = tag_ranks(request, signal, job_id=self._job_id, rank_of=self._rank_of)
         has_tables = bool(logs.batches or logs.num_rejected)

@@ -17,7 +17,7 @@ from tracecore_sidecar.blindness import of_the_ranks, standings
 from tracecore_sidecar.detectors.endings import EndKind, ending_lines, endings
 from tracecore_sidecar.detectors.naming import ranks_text
 from tracecore_sidecar.render import clean_text
-from tracecore_train.wire.records import StepFlag, StepRecord
+from tracecore_train.wire.records import SourceKind, StepFlag, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,6 +98,8 @@ class RunSummary:
 
     def apply(self, batch: Batch) -> None:
         """Take in the step records of a batch."""
+        if batch.source.kind is SourceKind.SIDECAR:
+            return  # what it gathers itself, collectives by the hundred, holds no steps
         for record in batch.records:
             if isinstance(record, StepRecord):
                 if record.rank not in self.ranks and len(self.ranks) >= _MAX_RANKS:

@@ -2,6 +2,8 @@
 
 python -m tests.benchmarks.hang_dumps            # all cases, a table (half a minute)
 python -m tests.benchmarks.hang_dumps --drop     # each case without each of its dumps (minutes)
+python -m tests.benchmarks.hang_dumps --random 2000   # random places, often a dump missing
+python -m tests.benchmarks.hang_dumps --fuzz 2000     # random jobs, faults and forms of dumps
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from tests.support.dump_fuzz import judged, random_hang
 from tests.support.hang_cases import cases, random_case
 from tests.support.hang_score import judge, table
 
@@ -21,11 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drop", action="store_true")
     parser.add_argument("--random", type=int, metavar="NUMBER")
+    parser.add_argument("--fuzz", type=int, metavar="NUMBER")
+    parser.add_argument("--seed", type=int, default=0, help="of the first of --fuzz")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         if options.random:
             _random(options.random, directory)
+            return
+        if options.fuzz:
+            _fuzz(range(options.seed, options.seed + options.fuzz), directory / "dumps")
             return
         if not options.drop:
             results = [judge(case, directory) for case in cases()]
@@ -63,6 +71,27 @@ def _random(num_trials: int, directory: Path) -> None:
             print(f"innocent: {case.name} without {without}: {sorted(result.suspects)}")
     for name, number in sorted(counts.items()):
         print(f"{name}: {number}")
+
+
+def _fuzz(seeds: range, directory: Path) -> None:
+    counts: dict[str, Counter[str]] = {}
+    for seed in seeds:
+        outcome = judged(random_hang(random.Random(seed)), directory)
+        hang = outcome.hang
+        form = "one dump or more missing" if hang.form.missing else "whole"
+        form += ", short rings" if hang.form.rings else ""
+        row = counts.setdefault(form if hang.faults else "no fault", Counter())
+        row["hangs"] += 1
+        row["exact set"] += outcome.is_exact
+        row["some"] += bool(outcome.named) and outcome.named.keys() < hang.faults.keys()
+        row["innocent named"] += bool(outcome.innocents)
+        row["class wrong"] += outcome.is_class_wrong
+        if outcome.innocents or outcome.is_class_wrong:
+            print(f"wrong: seed {seed}: {hang.name}: {outcome.named} {hang.form}")
+    columns = ("hangs", "exact set", "some", "innocent named", "class wrong")
+    print(f"| form | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    for form, row in sorted(counts.items()):
+        print(f"| {form} | {' | '.join(str(row[column]) for column in columns)} |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How long the hang analysis takes for many ranks, and what torch's own analyzer takes.
 
     python tests/benchmarks/hang_scale.py                    # heads and counters, 1,024 to 16,384
-    python tests/benchmarks/hang_scale.py --against-torch    # dumps of 8, 16 and 64 ranks as well
+    python tests/benchmarks/hang_scale.py --ranks --against-torch    # dumps, with both in turns
 
 The jobs are synthetic: tensor, pipeline and data parallel groups, one rank that never entered.
 "heads and counters" is what a lead sidecar gets of each rank: unfinished operations and two
@@ -15,6 +15,7 @@ import argparse
 import json
 import pickle
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -233,40 +234,65 @@ def write_dumps(directory: Path, num_ranks: int, num_entries: int) -> int:
     return culprit
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Run a command; give its seconds, its peak memory in MB, and what it printed."""
+def timed(command: list[str]) -> tuple[float, float, float, str]:
+    """Run a command; give its seconds, its CPU seconds, its peak MB, and what it printed."""
     code = (
         "import json, resource, subprocess, sys, time; at = time.perf_counter();"
         " done = subprocess.run(sys.argv[1:], capture_output=True, text=True);"
-        " used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024;"
-        " print(json.dumps([time.perf_counter() - at, used, done.stdout + done.stderr]))"
+        " took = time.perf_counter() - at;"
+        " used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+        " cpu = used.ru_utime + used.ru_stime;"
+        " print(json.dumps([took, cpu, used.ru_maxrss / 1024, done.stdout + done.stderr]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
     )
-    seconds, peak, output = json.loads(done.stdout)
-    return seconds, peak, output
+    seconds, cpu, peak, output = json.loads(done.stdout)
+    return seconds, cpu, peak, output
 
 
-def against_torch(sizes: list[int], num_entries: int) -> None:
-    """Judge the same dumps with both."""
-    print(f"\n| dumps of {num_entries:,} entries | tracecore | named | torch | named |")
-    print("|---|---|---|---|---|")
+def against_torch(sizes: list[int], num_entries: int, num_rounds: int) -> None:
+    """Judge the same dumps with both, in turns, and print medians and the spread of the ratio."""
+    print(f"\n| dumps of {num_entries:,} entries | tracecore | named | torch | named |", end="")
+    print(f" torch / tracecore, {num_rounds} rounds | in CPU time |")
+    print("|---|---|---|---|---|---|---|")
     for num_ranks in sizes:
         with tempfile.TemporaryDirectory() as name:
             culprit = write_dumps(Path(name), num_ranks, num_entries)
             ours = [sys.executable, "-m", "tracecore_sidecar", "diagnose", "--json", name]
-            seconds, peak, output = timed(ours)
-            found = [s["rank"] for v in json.loads(output)["verdicts"] for s in v["suspects"]]
-            theirs = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace"]
-            torch_s, torch_mb, said = timed([*theirs, name, "-p", "trace_"])
-            has_named = f"missing ranks: {{{culprit}}}" in said
-            print(
-                f"| {num_ranks} ranks | {seconds:.1f} s, {peak:.0f} MB |"
-                f" {'yes' if found == [culprit] else found} |"
-                f" {torch_s:.1f} s, {torch_mb:.0f} MB | {'yes' if has_named else 'no'} |",
-                flush=True,
-            )
+            torch = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace"]
+            commands = {"ours": ours, "torch": [*torch, name, "-p", "trace_"]}
+            runs: dict[str, list[tuple[float, float, float, str]]] = {"ours": [], "torch": []}
+            for index in range(num_rounds):
+                for who in sorted(commands, reverse=bool(index % 2)):
+                    runs[who].append(timed(commands[who]))
+        answer = json.loads(runs["ours"][0][3])
+        found = [s["rank"] for v in answer["verdicts"] for s in v["suspects"]]
+        has_named = f"missing ranks: {{{culprit}}}" in runs["torch"][0][3]
+        print(
+            f"| {num_ranks} ranks | {_median(runs['ours'])} |"
+            f" {'yes' if found == [culprit] else found} |"
+            f" {_median(runs['torch'])} | {'yes' if has_named else 'no'} |"
+            f" {_ratios(runs, 0)} | {_ratios(runs, 1)} |",
+            flush=True,
+        )
+
+
+def _median(runs: list[tuple[float, float, float, str]]) -> str:
+    seconds = statistics.median(run[0] for run in runs)
+    peak = statistics.median(run[2] for run in runs)
+    return f"{seconds:.1f} s, {peak:.0f} MB"
+
+
+def _used(run: tuple[float, float, float, str]) -> tuple[float, float]:
+    return run[0], run[1]
+
+
+def _ratios(runs: dict[str, list[tuple[float, float, float, str]]], column: int) -> str:
+    """Give the median of the rounds' ratios, and the least and greatest."""
+    pairs = zip(runs["torch"], runs["ours"], strict=True)
+    ratios = sorted(_used(torch)[column] / _used(own)[column] for torch, own in pairs)
+    return f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
 
 
 def main() -> None:
@@ -276,12 +302,14 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--against-torch", type=int, nargs="*", metavar="RANKS")
     parser.add_argument("--entries", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measured(options.one)))
         return
-    print("| ranks | groups | waiting | into the store | analysis | first | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    if options.ranks:
+        print("| ranks | groups | waiting | into the store | analysis | first | peak memory |")
+        print("|---|---|---|---|---|---|---|")
     for world_size in options.ranks:
         command = [sys.executable, __file__, "--one", str(world_size)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -293,7 +321,7 @@ def main() -> None:
             flush=True,
         )
     if options.against_torch is not None:
-        against_torch(options.against_torch or [8, 16, 64], options.entries)
+        against_torch(options.against_torch or [16, 64, 256], options.entries, options.rounds)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/run.py [--quick] [--only GROUP] [--peers] [--json FILE]
 
-Measured are the training thread, the import, the export thread, what a rank sends, the sidecar
-under synthetic ranks, the stall a recorder pull causes, and whole jobs; with --peers also what
-others cost that a user would pick instead, which installs them into a throwaway environment. A
-busy machine shows in the load that is printed and in the A/A rows. Exit code 1: a row is over its
-budget.
+Measured are the training thread, rarer calls on it, the import, the export thread, what a rank
+sends, the sidecar under synthetic ranks, the stall a recorder pull causes, and whole jobs; with
+--peers also what others cost that a user would pick instead, which installs them into a throwaway
+environment. A busy machine shows in the load that is printed and in the A/A rows. Exit code 1: a
+row is over its budget.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.benchmarks import (
     metrics_page,
     peers,
     pull_stall,
+    rarer_calls,
     sidecar_load,
     training_thread,
     whole_run,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "import": import_cost.measure,
     "training": training_thread.measure,
+    "calls": rarer_calls.measure,
     "export": export_thread.measure,
     "bytes": bytes_sent.measure,
     "sidecar": sidecar_load.measure,

@@ -7,6 +7,7 @@ thread within milliseconds, so what the machine does meanwhile cancels out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -32,7 +33,7 @@ from tracecore_train.recorder.page import RankPage
 from tracecore_train.recorder.recorder import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from tracecore_train.hooks import Hook
@@ -64,17 +65,11 @@ def measure(is_quick: bool) -> list[Row]:
     """Measure a step with its backward, a batch, an explicit step, and collectives."""
     num_pairs = 60 if is_quick else 300
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=shm) as directory:
-        page = RankPage.create(
-            Path(directory) / "r0.page", rank=0, attempt=0, start_ticks=0, wall_offset_ns=0
-        )
-        recorder = Recorder(page, rank=0)
-        recorder.claim_training_thread()
+    with training_recorder() as recorder:
         rows = [
             *_step_pairs(optimizer, recorder, num_pairs),
-            *_pairs("of that, optimizer", (OptimizerHook,), optimizer.step, recorder, num_pairs),
-            *_pairs(
+            *pairs("of that, optimizer", (OptimizerHook,), optimizer.step, recorder, num_pairs),
+            *pairs(
                 "next(dataloader)",
                 (DataLoaderHook,),
                 functools.partial(next, _Still()),
@@ -86,12 +81,12 @@ def measure(is_quick: bool) -> list[Row]:
                 GROUP,
                 "explicit step()",
                 "us",
-                [_block(recorder.end_explicit_step, recorder) for _ in range(num_pairs)],
+                [block(recorder.end_explicit_step, recorder) for _ in range(num_pairs)],
                 budget=STEP_BUDGET_US,
                 note="whole call",
             ),
         ]
-        return [*rows, _per_collective(directory)]
+    return [*rows, _per_collective()]
 
 
 def _step_pairs(optimizer: torch.optim.Optimizer, recorder: Recorder, num_pairs: int) -> list[Row]:
@@ -109,13 +104,13 @@ def _step_pairs(optimizer: torch.optim.Optimizer, recorder: Recorder, num_pairs:
     patch = Patch(torch.autograd, "_engine_run_backward", lambda _: lambda *args, **kwargs: None)
     patch.install()
     try:
-        rows = _pairs("step boundary", hooks, step, recorder, num_pairs, STEP_BUDGET_US)
+        rows = pairs("step boundary", hooks, step, recorder, num_pairs, STEP_BUDGET_US)
     finally:
         patch.uninstall()
-    return rows + _pairs("step behind a real engine", hooks, step, recorder, num_pairs)
+    return rows + pairs("step behind a real engine", hooks, step, recorder, num_pairs)
 
 
-def _pairs(
+def pairs(
     what: str,
     hook_classes: tuple[type[Hook], ...],
     call: Callable[[], object],
@@ -123,8 +118,10 @@ def _pairs(
     num_pairs: int,
     budget: float | None = None,
 ) -> list[Row]:
+    """Measure what hooks add to a call."""
+
     def off() -> float:
-        return _block(call, recorder)
+        return block(call, recorder)
 
     def on() -> float:
         guard = Guard("benchmark")
@@ -133,26 +130,37 @@ def _pairs(
         for hook in hooks:
             hook.install()
         try:
-            return _block(call, recorder)
+            return block(call, recorder)
         finally:
             guard.close()
             for hook in hooks:
                 hook.uninstall()
 
-    differences, noise = [], []
+    return differences(what, on, off, num_pairs, budget)
+
+
+def differences(
+    what: str,
+    on: Callable[[], float],
+    off: Callable[[], float],
+    num_pairs: int,
+    budget: float | None = None,
+) -> list[Row]:
+    """Make the rows of paired blocks, and of blocks that differ in nothing."""
+    found, noise = [], []
     for index in range(num_pairs):
         first, second = (on, off) if index % 2 else (off, on)
         values = {first: first(), second: second()}
-        differences.append(values[on] - values[off])
+        found.append(values[on] - values[off])
         earlier, later = off(), off()
         noise.append(earlier - later if index % 2 else later - earlier)
     return [
-        row(GROUP, what, "us", differences, budget=budget, note="on less off"),
+        row(GROUP, what, "us", found, budget=budget, note="on less off"),
         row(GROUP, f"{what}, A/A", "us", noise, note="off less off"),
     ]
 
 
-def _block(call: Callable[[], object], recorder: Recorder) -> float:
+def block(call: Callable[[], object], recorder: Recorder) -> float:
     """Give microseconds of processor time a call: being preempted is not our cost."""
     recorder.drain()
     call()
@@ -165,7 +173,20 @@ def _block(call: Callable[[], object], recorder: Recorder) -> float:
     return (ended - began) / NUM_CALLS / 1e3
 
 
-def _per_collective(directory: str) -> Row:
+@contextlib.contextmanager
+def training_recorder() -> Iterator[Recorder]:
+    """Give a recorder whose page is a file in memory, and whose training thread this is."""
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=shm) as directory:
+        page = RankPage.create(
+            Path(directory) / "r0.page", rank=0, attempt=0, start_ticks=0, wall_offset_ns=0
+        )
+        recorder = Recorder(page, rank=0)
+        recorder.claim_training_thread()
+        yield recorder
+
+
+def _per_collective() -> Row:
     """Count Python frames of ours that run while collectives run, with every hook installed."""
     ours = str(Path(tracecore_train.__file__).parent) + os.sep
     frames: list[str] = []
@@ -174,21 +195,22 @@ def _per_collective(directory: str) -> Row:
         if event == "call" and frame.f_code.co_filename.startswith(ours):
             frames.append(frame.f_code.co_name)
 
-    tracecore_train.init(endpoint=f"unix:{directory}/job/otlp.sock")
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{directory}/store", rank=0, world_size=1
-        )
-        value = torch.ones(4)
-        dist.all_reduce(value)
-        sys.setprofile(profile)
-        for _ in range(NUM_COLLECTIVES):
+    with tempfile.TemporaryDirectory(prefix="tc-", dir="/tmp") as directory:
+        tracecore_train.init(endpoint=f"unix:{directory}/job/otlp.sock")
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{directory}/store", rank=0, world_size=1
+            )
+            value = torch.ones(4)
             dist.all_reduce(value)
-            dist.broadcast(value, 0)
-        sys.setprofile(None)
-        dist.destroy_process_group()
-    finally:
-        tracecore_train.shutdown()
+            sys.setprofile(profile)
+            for _ in range(NUM_COLLECTIVES):
+                dist.all_reduce(value)
+                dist.broadcast(value, 0)
+            sys.setprofile(None)
+            dist.destroy_process_group()
+        finally:
+            tracecore_train.shutdown()
     return Row(
         group=GROUP,
         what="Python frames of ours per collective",

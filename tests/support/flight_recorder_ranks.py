@@ -30,7 +30,8 @@ class FlightRecorderRanks:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                # Torch 2.10 has its recorder off by default; our hook does the same in a job.
+                env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_FR_BUFFER_SIZE": "2000"},
             )
             for rank, socket in enumerate(self._sockets)
         ]
@@ -80,7 +81,8 @@ class FlightRecorderRanks:
     def _wait(self, rank: int) -> None:
         stdout = self.processes[rank].stdout
         assert stdout is not None
-        assert stdout.readline() == "done\n", f"rank {rank} failed"
+        # Gloo of torch 2.8 and 2.10 writes to standard output too.
+        assert any(line == "done\n" for line in iter(stdout.readline, "")), f"rank {rank} failed"
 
     def _stop(self) -> None:
         for process in self.processes:

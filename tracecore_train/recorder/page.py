@@ -33,6 +33,9 @@ MAGIC = int.from_bytes(b"TCPAGE\r\n", "little")
 """First word; also tells a foreign byte order apart."""
 TEXT_SLOT_SIZE = 256
 MAX_TEXT = TEXT_SLOT_SIZE - 16
+_WORDS = struct.Struct("<64q" if sys.byteorder == "little" else ">64q")
+_TEXT_HEAD = struct.Struct("=qq")
+"""Sequence number and length in bytes, before the text of a slot."""
 
 
 class Word(IntEnum):
@@ -155,7 +158,7 @@ def parse_page(raw: bytes, now_ns: int) -> RankPageRecord:
     """Read the bytes of a rank page; see :func:`read_page`."""
     if len(raw) != PAGE_SIZE:
         raise WireError(f"a rank page has {PAGE_SIZE} bytes, this one {len(raw)}")
-    words = struct.unpack_from("<64q" if sys.byteorder == "little" else ">64q", raw)
+    words = _WORDS.unpack_from(raw)
     if words[Word.MAGIC] != MAGIC:
         raise WireError("not a rank page (wrong first word)")
     if words[Word.VERSION] != PAGE_VERSION:
@@ -189,8 +192,9 @@ def parse_page(raw: bytes, now_ns: int) -> RankPageRecord:
 
 
 def _read_text(raw: bytes, text: Text) -> str:
-    slots = [struct.unpack_from("=qq", raw, text + i * TEXT_SLOT_SIZE) for i in (0, 1)]
-    index = 0 if slots[0][0] >= slots[1][0] else 1
-    length = max(0, min(slots[index][1], MAX_TEXT))
-    offset = text + index * TEXT_SLOT_SIZE + 16
-    return raw[offset : offset + length].decode("utf-8", "replace")
+    sequence, length = _TEXT_HEAD.unpack_from(raw, text)
+    offset = text + _TEXT_HEAD.size
+    other_sequence, other_length = _TEXT_HEAD.unpack_from(raw, text + TEXT_SLOT_SIZE)
+    if other_sequence > sequence:
+        offset, length = offset + TEXT_SLOT_SIZE, other_length
+    return raw[offset : offset + max(0, min(length, MAX_TEXT))].decode("utf-8", "replace")

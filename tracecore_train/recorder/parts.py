@@ -9,9 +9,12 @@ closure is no optimizer time. A backward or optimizer that is open when a step e
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tracecore_train.wire.records import NOT_MEASURED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_PAUSES = 256
 """Pauses in one forward that are told apart; more count as forward."""
@@ -147,22 +150,28 @@ class StepParts:
         self.is_backward_timed = False
         self.backward_since = self.sums[_FORWARD] = self.sums[_BACKWARD] = 0
 
-    def values(self, sums: list[int]) -> dict[str, int]:
-        """Give the sums of a step as fields of its record. For the export thread.
+    def columns(self, sums: Sequence[list[int]]) -> dict[str, Sequence[int]]:
+        """Give the sums of steps as columns of their records. For the export thread.
 
         A part that took no time did not run, or nobody saw it: it is not measured.
         """
+        by_sum = list(zip(*sums, strict=True))
+        unknown = [NOT_MEASURED] * len(sums)
         return {
-            "input_ns": sums[Sum.INPUT],
-            "num_batches": sums[Sum.NUM_BATCHES],
-            "checkpoint_ns": sums[Sum.CHECKPOINT],
-            "forward_ns": sums[Sum.FORWARD] or NOT_MEASURED,
-            "backward_ns": sums[Sum.BACKWARD] or NOT_MEASURED,
-            "optimizer_ns": sums[Sum.OPTIMIZER] or NOT_MEASURED,
-            "transfer_ns": sums[Sum.TRANSFER] or NOT_MEASURED,
-            "gc_ns": sums[Sum.GC] if self.is_gc_timed else NOT_MEASURED,
-            "num_backwards": sums[Sum.NUM_BACKWARDS] if self.is_backward_timed else NOT_MEASURED,
+            "input_ns": by_sum[Sum.INPUT],
+            "num_batches": by_sum[Sum.NUM_BATCHES],
+            "checkpoint_ns": by_sum[Sum.CHECKPOINT],
+            "forward_ns": _measured(by_sum[Sum.FORWARD]),
+            "backward_ns": _measured(by_sum[Sum.BACKWARD]),
+            "optimizer_ns": _measured(by_sum[Sum.OPTIMIZER]),
+            "transfer_ns": _measured(by_sum[Sum.TRANSFER]),
+            "gc_ns": by_sum[Sum.GC] if self.is_gc_timed else unknown,
+            "num_backwards": by_sum[Sum.NUM_BACKWARDS] if self.is_backward_timed else unknown,
         }
+
+
+def _measured(sums: Sequence[int]) -> list[int]:
+    return [value or NOT_MEASURED for value in sums]
 
 
 _FORWARD, _BACKWARD, _OPTIMIZER = Sum.FORWARD, Sum.BACKWARD, Sum.OPTIMIZER

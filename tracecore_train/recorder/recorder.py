@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,8 +32,8 @@ from tracecore_train.wire.records import (
     RecordKind,
     ScalarRecord,
     StepFlag,
-    StepRecord,
 )
+from tracecore_train.wire.tables import from_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +206,11 @@ class Recorder:
             owner, ring = entry
             is_ended = owner() is None
             rows = ring.drain(MAX_DRAIN - len(records))
-            records.extend(self._record(row) for row in rows)
+            for kind, run in groupby(rows, itemgetter(0)):
+                if kind is _STEP_KIND:
+                    records += self._step_records(list(run))
+                else:
+                    records.extend(map(self._record, run))
             if is_ended and not len(ring):
                 self._num_dropped_before += ring.num_dropped
                 self._rings.remove(entry)
@@ -225,29 +231,20 @@ class Recorder:
 
     def _record(self, row: tuple[object, ...]) -> Record:
         kind = cast("RecordKind", row[0])
-        if kind is _STEP_KIND:
-            return self._step_record(*cast("Any", row[1:]))
         make = cast("Any", RECORD_TYPES[kind])
         values = dict(zip(_FIELDS[kind], row[1:], strict=False))
         return cast("Record", make(rank=self._rank, **values))
 
-    def _step_record(
-        self,
-        time_ns: int,
-        step: int,
-        duration_ns: int,
-        flags: int,
-        microbatches: tuple[int | None, int] | None,
-        sums: list[int],
-    ) -> StepRecord:
-        global_step, num_microbatches = microbatches or (None, None)
-        return StepRecord(
-            time_ns=time_ns,
-            rank=self._rank,
-            step=step,
-            duration_ns=duration_ns,
-            flags=flags,
-            global_step=global_step,
-            num_microbatches=num_microbatches,
-            **self.parts.values(sums),
-        )
+    def _step_records(self, rows: list[tuple[Any, ...]]) -> list[Record]:
+        _, times, numbers, durations, flags, microbatches, sums = zip(*rows, strict=True)
+        columns = {
+            "time_ns": times,
+            "rank": [self._rank] * len(rows),
+            "step": numbers,
+            "duration_ns": durations,
+            "flags": flags,
+            "global_step": [told and told[0] for told in microbatches],
+            "num_microbatches": [told and told[1] for told in microbatches],
+            **self.parts.columns(sums),
+        }
+        return from_columns(_STEP_KIND, columns)

@@ -48,6 +48,9 @@ MAX_COLUMNS = 256
 """Columns of a table; the widest kind has some 30."""
 _MAX_NAME = 512
 """Characters of a job id or host name."""
+_MAX_KNOWN_RESOURCE = 4_096
+"""Bytes of a resource that is remembered; a rank's has some 400."""
+_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def encode_logs(batch: Batch) -> bytes:
     scope_logs = resource_logs.scope_logs.add()
     scope_logs.scope.name = SCOPE_NAME
     for table in to_tables(batch.records):
-        scope_logs.log_records.append(_log_record(table, batch.source.wall_offset_ns))
+        _write_log(scope_logs.log_records.add(), table, batch.source.wall_offset_ns)
     return request.SerializeToString()
 
 
@@ -170,6 +173,17 @@ def key_values(values: Mapping[str, str | int]) -> list[KeyValue]:
 
 
 def _source(resource: Resource) -> Source:
+    """Read a resource; a rank says the same in every request, so the last ones are remembered."""
+    raw = resource.SerializeToString()
+    return _known_source(raw) if len(raw) <= _MAX_KNOWN_RESOURCE else _read_source(resource)
+
+
+@lru_cache(maxsize=256)
+def _known_source(raw: bytes) -> Source:
+    return _read_source(Resource.FromString(raw))
+
+
+def _read_source(resource: Resource) -> Source:
     values = {item.key: item.value for item in resource.attributes}
 
     def text(name: str) -> str:
@@ -211,31 +225,28 @@ def _source(resource: Resource) -> Source:
     )
 
 
-def _log_record(table: Table, wall_offset_ns: int) -> LogRecord:
-    log = LogRecord(
-        event_name=attr.EVENT_PREFIX + table.kind.value,
-        severity_number=SEVERITY_NUMBER_INFO,
-        time_unix_nano=max(0, table.columns["time_ns"][-1] + wall_offset_ns),
-        attributes=key_values({attr.NUM_ROWS: table.num_rows}),
-    )
-    packed, others = _layout(table.kind)
+def _write_log(log: LogRecord, table: Table, wall_offset_ns: int) -> None:
     columns = table.columns
+    packed, names, others = _layout(table.kind)
+    log.event_name = attr.EVENT_PREFIX + table.kind.value
+    log.severity_number = SEVERITY_NUMBER_INFO
+    log.time_unix_nano = max(0, columns["time_ns"][-1] + wall_offset_ns)
+    log.attributes.add(key=attr.NUM_ROWS).value.int_value = table.num_rows
     body = log.body.kvlist_value.values
-    body.add(key=attr.INT_COLUMNS).value.string_value = ",".join(packed)
+    body.add(key=attr.INT_COLUMNS).value.string_value = names
     ints = chain.from_iterable(map(columns.__getitem__, packed))
     body.add(key=attr.INTS).value.bytes_value = _pack(ints)
     if others:
-        text = json.dumps({name: columns[name] for name in others}, separators=(",", ":"))
+        text = _dumps({name: columns[name] for name in others})
         body.add(key=attr.JSON_COLUMNS).value.string_value = text
-    return log
 
 
 @cache
-def _layout(kind: RecordKind) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the columns that travel packed, and the others."""
+def _layout(kind: RecordKind) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Give the columns that travel packed, their names as they travel, and the other columns."""
     packed = tuple(column.name for column in columns_of(kind) if _is_packed(column))
     others = tuple(column.name for column in columns_of(kind) if not _is_packed(column))
-    return packed, others
+    return packed, ",".join(packed), others
 
 
 def _records_or_reason(log: LogRecord) -> tuple[list[Record], str]:

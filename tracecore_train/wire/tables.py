@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import Any, cast
 
@@ -36,8 +37,15 @@ class Column:
     item: type
     is_optional: bool
     is_tuple: bool
-    is_later: bool
-    """Has a default: added after the first version, and may be missing in what that wrote."""
+    default: Any
+    """MISSING where there is none."""
+    store: Callable[[Record, Any], None]
+    """Sets the field of a new record."""
+
+    @property
+    def is_later(self) -> bool:
+        """Has a default: added after the first version, and may be missing in what that wrote."""
+        return self.default is not MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +62,22 @@ def columns_of(kind: RecordKind) -> tuple[Column, ...]:
     """Give the columns of a kind, in field order."""
     record_type = RECORD_TYPES[kind]
     hints = typing.get_type_hints(record_type)
-    return tuple(_column(f, hints[f.name]) for f in fields(record_type))
+    return tuple(_column(record_type, f, hints[f.name]) for f in fields(record_type))
 
 
-def _column(field: Field[Any], hint: Any) -> Column:
+@cache
+def _names_of(kind: RecordKind) -> Mapping[str, None]:
+    """Give the names of the columns, in field order."""
+    return dict.fromkeys(column.name for column in columns_of(kind))
+
+
+@cache
+def _row_of(kind: RecordKind) -> Callable[[Record], tuple[Any, ...]]:
+    """Give what reads all fields of a record of this kind, in field order."""
+    return attrgetter(*_names_of(kind))
+
+
+def _column(record_type: type[Record], field: Field[Any], hint: Any) -> Column:
     is_optional = False
     if isinstance(hint, types.UnionType):
         is_optional = True
@@ -69,23 +89,23 @@ def _column(field: Field[Any], hint: Any) -> Column:
         item=item,
         is_optional=is_optional,
         is_tuple=is_tuple,
-        is_later=field.default is not MISSING,
+        default=field.default,
+        store=getattr(record_type, field.name).__set__,
     )
 
 
 def to_tables(records: Iterable[Record]) -> list[Table]:
     """Group records by kind into tables; order within a kind is kept."""
     by_kind: dict[RecordKind, list[Record]] = {}
-    for record in records:
-        by_kind.setdefault(record.kind, []).append(record)
-    return [
-        Table(
-            kind=kind,
-            num_rows=len(rows),
-            columns={c.name: list(map(attrgetter(c.name), rows)) for c in columns_of(kind)},
-        )
-        for kind, rows in by_kind.items()
-    ]
+    for kind, run in groupby(records, attrgetter("kind")):
+        by_kind.setdefault(kind, []).extend(run)
+    return [_table(kind, rows) for kind, rows in by_kind.items()]
+
+
+def _table(kind: RecordKind, rows: Sequence[Record]) -> Table:
+    values = zip(*map(_row_of(kind), rows), strict=True)
+    columns = dict(zip(_names_of(kind), values, strict=True))
+    return Table(kind=kind, num_rows=len(rows), columns=columns)
 
 
 def from_table(kind: object, columns: object) -> list[Record]:
@@ -97,30 +117,62 @@ def from_table(kind: object, columns: object) -> list[Record]:
     if not isinstance(columns, Mapping):
         raise WireError(f"{record_kind.value}: columns are {type(columns).__name__}, not a mapping")
     known = columns_of(record_kind)
-    expected = [c for c in known if c.name in columns or not c.is_later]
-    if set(columns) != {c.name for c in expected}:
-        missing = sorted({c.name for c in expected} - set(columns))
-        extra = sorted(_short(name) for name in set(columns) - {c.name for c in known})
-        raise WireError(f"{record_kind.value}: missing columns {missing}, unknown columns {extra}")
-    checked = [_checked_column(record_kind, c, columns[c.name]) for c in expected]
-    num_rows = len(checked[0])
-    if any(len(values) != num_rows for values in checked):
-        lengths = {c.name: len(v) for c, v in zip(expected, checked, strict=True)}
+    if columns.keys() != _names_of(record_kind).keys():
+        _check_names(record_kind, columns)
+    checked = {
+        column.name: _checked_column(record_kind, column, columns[column.name])
+        for column in known
+        if column.name in columns
+    }
+    if len(set(map(len, checked.values()))) != 1:
+        lengths = {name: len(values) for name, values in checked.items()}
         raise WireError(f"{record_kind.value}: columns of uneven length {lengths}")
-    make = cast("Any", RECORD_TYPES[record_kind])
-    names = [c.name for c in expected]
-    return [make(**dict(zip(names, row, strict=True))) for row in zip(*checked, strict=True)]
+    return from_columns(record_kind, checked)
 
 
-def _checked_column(kind: RecordKind, column: Column, values: object) -> list[Any]:
+def _check_names(kind: RecordKind, columns: Mapping[Any, object]) -> None:
+    known = columns_of(kind)
+    missing = sorted(c.name for c in known if not (c.is_later or c.name in columns))
+    extra = sorted(_short(name) for name in columns.keys() - _names_of(kind).keys())
+    if missing or extra:
+        raise WireError(f"{kind.value}: missing columns {missing}, unknown columns {extra}")
+
+
+def from_columns(kind: RecordKind, columns: Mapping[str, Sequence[Any]]) -> list[Record]:
+    """Build records from whole columns of equal length, whose values are believed.
+
+    Column by column through the slots, which takes a quarter of the time that a frozen dataclass
+    takes to fill them one record after the other. Later columns may be missing.
+    """
+    record_type = RECORD_TYPES[kind]
+    num_rows = len(columns["time_ns"])
+    records = list(map(object.__new__, repeat(cast("Any", record_type), num_rows)))
+    for column in columns_of(kind):
+        values = columns.get(column.name) or repeat(column.default, num_rows)
+        any(map(column.store, records, values))  # a slot gives None: this runs to the end
+    return records
+
+
+def _checked_column(kind: RecordKind, column: Column, values: object) -> Sequence[Any]:
     if not isinstance(values, (list, tuple)):
         raise WireError(f"{kind.value}.{column.name}: {type(values).__name__}, not a list")
     if len(values) > MAX_ROWS:
         raise WireError(f"{kind.value}.{column.name}: {len(values)} rows, at most {MAX_ROWS}")
+    if _is_plain(column, values):
+        return values
     where = f"{kind.value}.{column.name}"
     if column.is_tuple:
         return [_checked_tuple(where, column, value) for value in values]
     return [_checked(where, column, value) for value in values]
+
+
+def _is_plain(column: Column, values: Sequence[Any]) -> bool:
+    """Say whether all values are good, from a look at the whole column; if not, which is not?"""
+    if not values or column.is_tuple or set(map(type, values)) != {column.item}:
+        return False
+    if column.item is int:
+        return bool(min(values) >= INT64_MIN and max(values) <= INT64_MAX)
+    return column.item is bool or (column.item is str and max(map(len, values)) <= MAX_TEXT)
 
 
 def _checked_tuple(where: str, column: Column, value: object) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.offline.plain_pickle import load_plain
 from tracecore_sidecar.offline.recorder_file import is_recorder_dump
-from tracecore_sidecar.offline.refused import RefusedError, UnknownKindError
+from tracecore_sidecar.offline.refused import COPY_AGAIN, RefusedError, UnknownKindError
 from tracecore_train.recorder.page import MAGIC
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def recognise(path: Path, num_bytes: int) -> Content:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
-        raise RefusedError("empty")
+        raise RefusedError("empty: its writer was ended before it wrote, or the disk was full")
     if head.startswith(_RANK_PAGE):
         return Content(kind=Kind.OURS)
     if head.startswith(_ZIP):
-        raise RefusedError("a zip archive (a checkpoint of torch?): not a kind that is read here")
+        raise RefusedError("a zip archive (a checkpoint of torch?): unpack it if it holds dumps")
     if head.startswith(_GZIP):
         inner = _inflated(path.read_bytes() if num_bytes <= MAX_BYTES else head, _HEAD)
         if _is_record_line(inner):
@@ -70,7 +70,9 @@ def recognise(path: Path, num_bytes: int) -> Content:
 
 def _check_size(num_bytes: int) -> None:
     if num_bytes > MAX_BYTES:
-        raise RefusedError(f"{num_bytes:,} bytes; at most {MAX_BYTES:,} are read")
+        raise RefusedError(
+            f"{num_bytes:,} bytes; at most {MAX_BYTES:,} are read: dump again with a smaller ring"
+        )
 
 
 def _loaded(data: bytes) -> Content:
@@ -79,13 +81,13 @@ def _loaded(data: bytes) -> Content:
         value = load_plain(data)
         if is_recorder_dump(value):
             return Content(kind=Kind.RECORDER, value=value)
-        raise RefusedError("a pickle, but no flight recorder dump")
+        raise RefusedError("a pickle, but no flight recorder dump: it has no version and entries")
     start = data[:_HEAD].lstrip()
     if start.startswith((b"{", b"[")):
         return _json(data)
     if _looks_like_text(data[:_HEAD]):
         return Content(kind=Kind.LOG, value=data)
-    raise RefusedError("no kind that is known here")
+    raise RefusedError("no kind that is known here: neither a dump, nor our output, nor a log")
 
 
 def _json(data: bytes) -> Content:
@@ -100,12 +102,12 @@ def _json(data: bytes) -> Content:
         if _looks_like_text(data[:_HEAD]) and b"\n" in data:
             # A log of JSON lines, or one that begins with a bracket.
             return Content(kind=Kind.LOG, value=data)
-        raise RefusedError(f"damaged JSON of {len(data):,} bytes") from None
+        raise RefusedError(f"damaged JSON of {len(data):,} bytes{COPY_AGAIN}") from None
     if is_recorder_dump(value):
         return Content(kind=Kind.RECORDER, value=value)
     if isinstance(value, dict) and _is_ours(value):
         return Content(kind=Kind.OURS)
-    raise UnknownKindError("JSON, but no flight recorder dump")
+    raise UnknownKindError("JSON, but no flight recorder dump: it has no version and entries")
 
 
 def _depth(data: bytes) -> int:
@@ -133,7 +135,7 @@ def _inflated(data: bytes, limit: int) -> bytes:
     if limit > MAX_BYTES and len(found) == limit:
         raise RefusedError(f"unpacks to more than {MAX_BYTES:,} bytes: not read")
     if limit > MAX_BYTES and not inflate.eof:
-        raise RefusedError("damaged gzip: it ends in the middle")
+        raise RefusedError(f"damaged gzip: it ends in the middle{COPY_AGAIN}")
     return found
 
 

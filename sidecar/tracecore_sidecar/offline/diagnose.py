@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from tracecore_sidecar.replay import replay_path, verdict_json
 from tracecore_train.errors import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tracecore_sidecar.offline.inputs import Input, Inputs
@@ -53,7 +55,23 @@ def diagnose_paths(paths: Iterable[Path]) -> Answer:
     Records of ours have seen the most: dumps that lie beside them, and logs, are judged where
     nothing else told of a hang.
     """
-    inputs = read_paths(paths)
+    with _without_collection():
+        return _diagnosed(read_paths(paths))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the collector from walking over millions of plain values again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _diagnosed(inputs: Inputs) -> Answer:
     told: list[Told] = []
     gaps: list[str] = []
     covered: list[Path] = []

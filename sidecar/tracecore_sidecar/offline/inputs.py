@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.offline.content import Kind, recognise
+from tracecore_sidecar.offline.dump_entry import EntryReader
 from tracecore_sidecar.offline.rank_name import rank_in_name
 from tracecore_sidecar.offline.recorder_file import read_recorder
-from tracecore_sidecar.offline.refused import RefusedError, UnknownKindError
+from tracecore_sidecar.offline.refused import RefusedError, UnknownKindError, unreadable
 from tracecore_sidecar.offline.walk import walk
 from tracecore_sidecar.offline.watchdog_log import read_log
 from tracecore_train.errors import WireError
@@ -48,6 +49,7 @@ class Inputs:
         """Training logs in which something was found."""
         self.records: list[Path] = []
         """Directories of our own records."""
+        self._reader = EntryReader()
 
     def refuse(self, path: Path, reason: str, kind: str = "") -> None:
         """List a file that was not read, with the reason."""
@@ -64,7 +66,7 @@ class Inputs:
         except (RefusedError, WireError) as error:
             self.refuse(path, str(error))
         except OSError as error:
-            self.refuse(path, f"cannot be read: {error.strerror or error}")
+            self.refuse(path, unreadable(error))
         except MemoryError:
             self.refuse(path, "too large for the memory of this machine")
 
@@ -72,14 +74,14 @@ class Inputs:
         content = recognise(path, num_bytes)
         rank, detail, status = None, "", "read"
         if content.kind is Kind.RECORDER:
-            file = read_recorder(content.value, str(path))
             named = rank_in_name(path)
-            rank = file.rank if file.rank is not None else named
+            file = read_recorder(content.value, str(path), named, self._reader)
+            rank = file.rank
             if rank is None:
                 raise RefusedError("a flight recorder dump of an unknown rank: put it in the name")
-            detail = f"{len(file.entries)} entries, version {file.version}"
-            if file.rank is not None and named is not None and named != file.rank:
-                detail += f"; its content says rank {file.rank}, its name {named}"
+            detail = f"{file.num_entries} entries, version {file.version}"
+            if named is not None and named != rank:
+                detail += f"; its content says rank {rank}, its name {named}"
             self.dumps.append((path.parent, rank, file))
         elif content.kind is Kind.RECORDS:
             if path.parent not in self.records:

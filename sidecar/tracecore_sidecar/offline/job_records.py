@@ -8,12 +8,12 @@ anything is not found this way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tracecore_train.wire.records import (
     Batch,
-    CollectiveRecord,
     GroupRecord,
     ProgressRecord,
     PullRecord,
@@ -22,9 +22,8 @@ from tracecore_train.wire.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from tracecore_sidecar.offline.dump_entry import DumpEntry
     from tracecore_sidecar.offline.recorder_file import RecorderFile
     from tracecore_train.wire.records import Record
 
@@ -37,7 +36,8 @@ class JobRecords:
     """What a set of recorder files says about one job."""
 
     world_size: int
-    batches: tuple[Batch, ...]
+    batches: Iterable[Batch]
+    """Made as they are taken, once: a large job has millions of records."""
     now_ns: int
     """Just after the last thing that is known; wall clock."""
     inferred: frozenset[str]
@@ -55,45 +55,61 @@ def job_records(files: Mapping[int, Sequence[RecorderFile]]) -> JobRecords:
     naming = _Naming(files, world_size)
     last_ns = max((e.created_ns for fs in files.values() for f in fs for e in f.entries), default=0)
     now_ns = last_ns + 1
-    batches = [batch(naming.group_records(now_ns), world_size)]
-    frames: dict[tuple[str, int, int], tuple[str, ...]] = {}
-    for rank, found in sorted(files.items()):
-        records: list[Record] = []
-        for file in found:
-            for name, (enqueued, started, completed) in file.counters.items():
-                records.append(
-                    ProgressRecord(
-                        time_ns=now_ns,
-                        rank=rank,
-                        pg_name=naming.of(file, name),
-                        enqueued=enqueued,
-                        started=started,
-                        completed=completed,
-                    )
-                )
-            for entry in file.entries:
-                pg_name = naming.of(file, entry.pg_name)
-                if entry.frames and not entry.is_p2p:
-                    frames[pg_name, entry.seq_id, rank] = entry.frames
-                records.append(_collective(entry, rank, pg_name, now_ns))
-        pull = PullRecord(
-            time_ns=now_ns,
-            rank=rank,
-            is_ok=True,
-            reason="",
-            num_entries=sum(len(file.entries) for file in found),
-            num_lost=0,
-            is_active_only=all(file.is_active_only for file in found),
-            is_truncated=any(file.is_truncated for file in found),
-        )
-        batches.append(batch([pull, *records], world_size))
+    frames = {
+        (naming.of(file, pg_name), seq_id, rank): found
+        for rank, each in files.items()
+        for file in each
+        for (pg_name, seq_id), found in file.frames.items()
+    }
     return JobRecords(
         world_size=world_size,
-        batches=tuple(batches),
+        batches=chain(
+            [batch(naming.group_records(now_ns), world_size)],
+            (
+                _of_rank(rank, found, naming, now_ns, world_size)
+                for rank, found in sorted(files.items())
+            ),
+        ),
         now_ns=now_ns,
         inferred=frozenset(naming.inferred),
         frames=frames,
     )
+
+
+def _of_rank(
+    rank: int, files: Sequence[RecorderFile], naming: _Naming, now_ns: int, world_size: int
+) -> Batch:
+    """Give what the recorders of a rank say, after the word that they were read."""
+    records: list[Record] = [
+        PullRecord(
+            time_ns=now_ns,
+            rank=rank,
+            is_ok=True,
+            reason="",
+            num_entries=sum(len(file.entries) for file in files),
+            num_lost=sum(file.has_lost_unfinished for file in files),
+            is_active_only=all(file.is_active_only for file in files),
+            is_truncated=any(file.is_truncated for file in files),
+        )
+    ]
+    for file in files:
+        records += [
+            ProgressRecord(
+                time_ns=now_ns,
+                rank=rank,
+                pg_name=naming.of(file, name),
+                enqueued=enqueued,
+                started=started,
+                completed=completed,
+            )
+            for name, (enqueued, started, completed) in file.counters.items()
+        ]
+        renamed = {name: naming.of(file, name) for name in file.backends}
+        if all(name == unique for name, unique in renamed.items()):
+            records += file.entries
+        else:
+            records += [replace(entry, pg_name=renamed[entry.pg_name]) for entry in file.entries]
+    return batch(records, world_size)
 
 
 class _Naming:
@@ -110,9 +126,9 @@ class _Naming:
                 for name, ranks in file.members.items():
                     if rank in ranks:
                         members.setdefault(name, {})[ranks] = None
-                for entry in file.entries:
-                    mentions.setdefault(entry.pg_name, set()).add(rank)
-                    self._backends.setdefault(entry.pg_name, entry.backend)
+                for name, backend in file.backends.items():
+                    mentions.setdefault(name, set()).add(rank)
+                    self._backends.setdefault(name, backend)
         self.inferred: set[str] = set()
         self._groups: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._names: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -146,27 +162,6 @@ class _Naming:
             )
             for unique, (name, ranks) in self._groups.items()
         ]
-
-
-def _collective(entry: DumpEntry, rank: int, pg_name: str, now_ns: int) -> CollectiveRecord:
-    return CollectiveRecord(
-        time_ns=now_ns,
-        rank=rank,
-        pg_name=pg_name,
-        collective_seq_id=entry.seq_id,
-        record_id=entry.record_id,
-        op=entry.op,
-        input_sizes=entry.input_sizes,
-        input_dtypes=entry.input_dtypes,
-        created_ns=entry.created_ns or 1,
-        completed_ns=entry.completed_ns,
-        is_retired=entry.is_done,
-        is_p2p=entry.is_p2p,
-        p2p_seq_id=entry.p2p_seq_id,
-        op_id=entry.op_id,
-        output_sizes=entry.output_sizes,
-        is_started=entry.is_started,
-    )
 
 
 def batch(records: Sequence[Record], world_size: int) -> Batch:

@@ -51,7 +51,8 @@ def jobs(files: Iterable[tuple[Path, int, RecorderFile]]) -> list[JobFiles]:
 def _add(job: JobFiles, rank: int, file: RecorderFile) -> None:
     held = job.by_rank.setdefault(rank, [])
     for index, known in enumerate(held):
-        if known.backends & file.backends or not known.entries or not file.entries:
+        is_same = bool(set(known.backends.values()) & set(file.backends.values()))
+        if is_same or not known.entries or not file.entries:
             if _worth(file) > _worth(known):
                 held[index] = file
                 job.superseded.append(known)

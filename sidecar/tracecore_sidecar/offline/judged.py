@@ -7,6 +7,7 @@ taken for granted.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.detectors.frames import user_frames
@@ -56,11 +57,17 @@ def judged_dumps(job: JobFiles, facts: Sequence[LogFacts], gaps: list[str]) -> l
     exits = [e for e in exit_records(facts, records.now_ns) if e.rank < records.world_size]
     if exits:
         more = batch(exits, records.world_size)
-        records = replace(records, batches=(*records.batches, more))
+        records = replace(records, batches=chain(records.batches, [more]))
     missing = [r for r in range(records.world_size) if r not in job.by_rank]
     if missing:
         whose = "it" if len(missing) == 1 else "them"
         gaps.append(f"{ranks_text(missing)}: no dump of {whose} was given")
+    lost = [r for r, files in job.by_rank.items() if any(f.has_lost_unfinished for f in files)]
+    if lost:
+        gaps.append(
+            f"oldest unfinished operations of {ranks_text(lost)}: overwritten in the ring; "
+            "TORCH_FR_BUFFER_SIZE makes it longer"
+        )
     versions = sorted({f.version for files in job.by_rank.values() for f in files})
     if len(versions) > 1:
         gaps.append(f"comparison of versions: the dumps are of {', '.join(versions)}")

@@ -13,15 +13,21 @@ import pickle
 import re
 from typing import Any, NoReturn
 
-from tracecore_sidecar.offline.refused import RefusedError
+from tracecore_sidecar.offline.refused import COPY_AGAIN, RefusedError
 
 MAX_PROTOCOL = 5
 _STOP = 0x2E
 _LONG_BINPUT = 0x72
 _SIMPLE = re.compile(
-    rb"(?:[(}\])esuatlN0\x85-\x89\x94]|[Kqh].|M..|[jJ].{4}|G.{8}){0,4096}", re.DOTALL
+    rb"(?:h.|[(}\])esuatlN0\x85-\x89\x94]|[jJ].{4}|K.|r..[\x00-\x03]\x00|M..|\x8a\x08.{8}|q."
+    rb"|G.{8}){0,4096}",
+    re.DOTALL,
 )
 """A run of instructions of fixed length that can do no harm."""
+_WITH_OPERAND, _MAX_OPERAND = frozenset(b"hqKMjJG"), 8
+"""Instructions among these with bytes of fixed number behind them."""
+_FREE_MEMO = 0x3FFFF
+"""Memo index that needs no reason: an array of two megabytes."""
 _LENGTHS = {
     0x58: 4,  # BINUNICODE
     0x8A: 1,  # LONG1
@@ -60,14 +66,14 @@ def _check(data: bytes) -> None:
         match = _SIMPLE.match(data, at) if at < len(data) else None
         at = match.end() if match else at
         if at >= len(data):
-            raise RefusedError("a damaged pickle: it ends in the middle")
+            raise RefusedError(f"a damaged pickle: it ends in the middle{COPY_AGAIN}")
         code = data[at]
         if code == _STOP:
             return
         if code == _LONG_BINPUT:
             index = int.from_bytes(data[at + 1 : at + 5], "little")
             num_puts += 1
-            if index > 256 + num_puts:
+            if index > _FREE_MEMO + num_puts:
                 raise RefusedError("a pickle with a memo index far beyond its content: not loaded")
             at += 5
         elif code == 0x95:  # FRAME: its length is only a hint
@@ -75,6 +81,8 @@ def _check(data: bytes) -> None:
         elif code in _LENGTHS:
             begin = at + 1 + _LENGTHS[code]
             at = begin + int.from_bytes(data[at + 1 : begin], "little")
+        elif code in _WITH_OPERAND and len(data) - at <= _MAX_OPERAND:
+            at = len(data)
         elif match is None or match.end() == match.start():
             raise RefusedError(
                 f"a pickle that holds more than plain data (instruction {chr(code)!r}): not loaded"

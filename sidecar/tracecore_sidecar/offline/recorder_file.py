@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tracecore_sidecar.offline.dump_entry import DumpEntry, read_entry, text
+from tracecore_sidecar.offline.dump_entry import text
 from tracecore_sidecar.offline.refused import RefusedError
+from tracecore_sidecar.offline.whether_over import (
+    has_lost_unfinished,
+    with_coalesced,
+    without_given_up,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeGuard
 
+    from tracecore_sidecar.offline.dump_entry import EntryReader
+    from tracecore_train.wire.records import CollectiveRecord
+
 MAX_ENTRIES = 200_000
 """Of one dump; the newest are read."""
 MAX_GROUPS = 65_536
+MAX_MEMBERS = 4_000_000
+"""Of all groups of one dump together; shared parts of a small file could say any number."""
 MAX_RANK = 131_071
 _KNOWN_KEYS = frozenset({"entries", "pg_config", "pg_status", "nccl_version", "comm_lib_version"})
 _POINT = re.compile(r"(?:send|recv) (\d{1,9})(?:->|<-)\d{1,9}\Z")
@@ -36,7 +46,8 @@ class RecorderFile:
     name: str
     """Of the file, for people."""
     rank: int | None
-    """As the content tells it: by sends and receives in groups whose members are known."""
+    """As the content tells it, by sends and receives in groups whose members are known; else as
+    the name of the file does."""
     version: str
     members: Mapping[str, tuple[int, ...]]
     """Global ranks by process-group name, where the dump says so rightly."""
@@ -44,17 +55,20 @@ class RecorderFile:
     """What people call the groups, by name."""
     counters: Mapping[str, tuple[int, int, int]]
     """Enqueued, started and completed by process-group name, where they could be joined."""
-    entries: Sequence[DumpEntry]
-    """Oldest first."""
+    backends: Mapping[str, str]
+    """Of the entries, by process-group name."""
+    frames: Mapping[tuple[str, int], tuple[str, ...]]
+    """Stack of the call of unfinished collectives, by process-group name and sequence number."""
+    num_entries: int
+    """The dump holds."""
+    entries: Sequence[CollectiveRecord]
+    """Those that can matter, oldest first; see :mod:`tracecore_sidecar.offline.dump_entry`."""
     is_active_only: bool
     """Finished entries were left out."""
     is_truncated: bool
     """The ring had overwritten older entries."""
-
-    @property
-    def backends(self) -> frozenset[str]:
-        """Backends the entries are of."""
-        return frozenset(entry.backend for entry in self.entries)
+    has_lost_unfinished: bool
+    """The ring had overwritten unfinished entries: what the rank waits in is not known."""
 
 
 def is_recorder_dump(value: Any) -> bool:
@@ -62,32 +76,45 @@ def is_recorder_dump(value: Any) -> bool:
     return isinstance(value, dict) and "version" in value and bool(_KNOWN_KEYS & value.keys())
 
 
-def read_recorder(value: Any, name: str) -> RecorderFile:
-    """Check a loaded dump; raise :class:`RefusedError` where it is none."""
+def read_recorder(value: Any, name: str, named: int | None, reader: EntryReader) -> RecorderFile:
+    """Check a loaded dump of a rank ``named`` so; raise :class:`RefusedError` where it is none."""
     listed = value.get("entries", [])
     if listed is None:
         listed = []
     if not isinstance(listed, (list, tuple)):
         raise RefusedError("a flight recorder dump whose entries are no list")
-    entries = [read_entry(item, i) for i, item in enumerate(listed[-MAX_ENTRIES:])]
-    entries.sort(key=lambda entry: entry.record_id)
+    guess = named or 0
+    read = reader.read(listed[-MAX_ENTRIES:], guess)
+    entries: Sequence[CollectiveRecord] = read.records
     if len({entry.record_id for entry in entries}) != len(entries):
         raise RefusedError("a flight recorder dump that holds the same record_id twice")
     members, descriptions = _groups(value.get("pg_config"))
-    descriptions |= {entry.pg_name: entry.pg_desc for entry in entries}
+    descriptions |= read.descriptions
+    counters = _counters(value.get("pg_status"), read.names, members)
+    told = _rank_told(value, entries, members)
+    rank = named if told is None else told
+    if rank != guess and rank is not None:
+        entries = [replace(entry, rank=rank) for entry in entries]
+    entries = without_given_up(entries, read.backends, counters)
     first = entries[0].record_id if entries else 0
-    has_all = bool(entries) and entries[-1].record_id - first + 1 == len(entries)
-    is_active_only = not any(entry.is_done for entry in entries) and not (has_all and first == 0)
+    has_all = bool(entries) and entries[-1].record_id - first + 1 == read.num_listed
+    has_finished = any(entry.is_retired for entry in entries)
+    has_lost = has_lost_unfinished(entries, counters)
+    is_active_only = not has_finished and not (has_all and first == 0) and not has_lost
     return RecorderFile(
         name=name,
-        rank=_rank_told(value, entries, members),
+        rank=rank,
         version=text(value.get("version")),
         members=members,
         descriptions=descriptions,
-        counters=_counters(value.get("pg_status"), entries, members),
-        entries=_with_coalesced(entries),
+        counters=counters,
+        backends=read.backends,
+        frames=read.frames,
+        num_entries=read.num_listed,
+        entries=with_coalesced(entries, counters),
         is_active_only=is_active_only,
         is_truncated=not is_active_only and first > 0,
+        has_lost_unfinished=has_lost,
     )
 
 
@@ -96,15 +123,20 @@ def _groups(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     descriptions: dict[str, str] = {}
     if not isinstance(config, dict):
         return found, descriptions
+    num_left = MAX_MEMBERS
     for key, told in list(config.items())[:MAX_GROUPS]:
         if not isinstance(told, dict):
             continue
         name, ranks = text(told.get("name", key)), told.get("ranks")
         if isinstance(ranks, str) and len(ranks) < 1 << 20:
+            num_left -= ranks.count(",")
             try:
                 ranks = json.loads(ranks)
             except (ValueError, RecursionError):
                 continue
+        num_left -= len(ranks) if isinstance(ranks, (list, tuple)) else 1
+        if num_left < 0:
+            raise RefusedError(f"a flight recorder dump of more than {MAX_MEMBERS:,} members")
         if name and _are_ranks(ranks):
             found[name] = tuple(dict.fromkeys(ranks))
             descriptions[name] = text(told.get("desc"))
@@ -120,12 +152,12 @@ def _are_ranks(value: Any) -> TypeGuard[Sequence[int]]:
 
 
 def _counters(
-    status: Any, entries: Sequence[DumpEntry], members: Mapping[str, tuple[int, ...]]
+    status: Any, seen: Mapping[str, str], members: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, int, int]]:
     if not isinstance(status, dict):
         return {}
     by_id = {text(key): told for key, told in list(status.items())[:MAX_GROUPS]}
-    names = {entry.pg_id: entry.pg_name for entry in entries if entry.pg_id in by_id}
+    names = {pg_id: name for pg_id, name in seen.items() if pg_id in by_id}
     names = _by_order(by_id, members, names) or names
     found: dict[str, tuple[int, int, int]] = {}
     for pg_id, name in names.items():
@@ -157,43 +189,18 @@ def _count(value: Any) -> int:
 
 def _rank_told(
     value: Mapping[str, Any],
-    entries: Sequence[DumpEntry],
+    entries: Sequence[CollectiveRecord],
     members: Mapping[str, tuple[int, ...]],
 ) -> int | None:
     """Find the rank the content tells; None where it tells none, or two."""
     told = value.get("rank")
     found = {told} if type(told) is int and 0 <= told <= MAX_RANK else set()
-    for entry in entries:
-        match = _POINT.match(entry.op)
-        ranks = members.get(entry.pg_name, ())
+    for op, pg_name in {(entry.op, entry.pg_name) for entry in entries}:
+        match = _POINT.match(op)
+        ranks = members.get(pg_name, ())
         if match and int(match[1]) < len(ranks):
             found.add(ranks[int(match[1])])
     if not found and members:
         # The one rank that is in every group this process belongs to.
         found = set.intersection(*map(set, members.values()))
     return found.pop() if len(found) == 1 else None
-
-
-def _with_coalesced(entries: list[DumpEntry]) -> list[DumpEntry]:
-    """Give sends and receives that were issued as one their common state.
-
-    Torch follows such a group by one entry of its own, ``coalesced``; the entries of its parts
-    never change, and what they stand for is over once that entry is, or is gone.
-    """
-    groups = {
-        (entry.pg_name, entry.p2p_seq_id): entry
-        for entry in entries
-        if entry.is_p2p and entry.op == "coalesced"
-    }
-    if not groups:
-        return entries
-    joined: list[DumpEntry] = []
-    for entry in entries:
-        if not entry.is_p2p:
-            joined.append(entry)
-        elif entry.op != "coalesced":
-            whole = groups.get((entry.pg_name, entry.p2p_seq_id))
-            is_done = entry.is_done or whole is None or whole.is_done
-            is_started = entry.is_started or (whole is not None and whole.is_started)
-            joined.append(entry._replace(is_done=is_done, is_started=is_started))
-    return joined

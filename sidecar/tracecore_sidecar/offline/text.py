@@ -30,7 +30,9 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield render_text(told.verdict, now_ns=told.now_ns, wall_offset_ns=told.wall_offset_ns)
         yield ""
     if not answer.told:
-        yield "no verdict: in what was read nobody waits for anybody"
+        has_read = any(item.status == "read" for item in answer.inputs)
+        about = "in what was read nobody waits for anybody" if has_read else "nothing was read"
+        yield f"no verdict: {about}"
         yield ""
     read = Counter(item.kind for item in answer.inputs if item.status == "read")
     ranks = {item.rank for item in answer.inputs if item.rank is not None}

@@ -7,6 +7,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tracecore_sidecar.offline.refused import unreadable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -35,7 +37,11 @@ def walk(paths: Iterable[Path]) -> Iterator[Found]:
     for path in paths:
         for found in _below(path, 0, is_given=True):
             if not found.problem:
-                status = found.path.stat()
+                try:
+                    status = found.path.stat()
+                except OSError as error:
+                    yield Found(path=found.path, problem=unreadable(error))
+                    continue
                 identity = (status.st_dev, status.st_ino)
                 if identity in seen:
                     continue
@@ -63,4 +69,4 @@ def _below(path: Path, depth: int, *, is_given: bool = False) -> Iterator[Found]
         elif not stat.S_ISLNK(status.st_mode):
             yield Found(path=path, problem="no regular file: not opened")
     except OSError as error:
-        yield Found(path=path, problem=f"cannot be read: {error.strerror or error}")
+        yield Found(path=path, problem=unreadable(error))

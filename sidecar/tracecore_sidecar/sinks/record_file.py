@@ -144,8 +144,8 @@ class _Segment:
             index = self._sources.get(source)
             if index is None:
                 self._sources[source] = len(self._sources)
-            told = _source_json(source) if index is None else index
-            reference = f'"source":{json.dumps(told, separators=(",", ":"))},'
+            told = _encode(_source_json(source)) if index is None else index
+            reference = f'"source":{told},'
         text = f'{{"at":{now_ns},{reference}{line}}}\n'
         self._put(self._deflate.compress(text.encode("ascii")))
 

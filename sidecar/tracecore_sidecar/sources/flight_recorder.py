@@ -10,10 +10,11 @@ something else can hold its socket.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tracecore_sidecar.sources.recorder_dump import Dump, cut, parse
+from tracecore_sidecar.sources.recorder_dump import cut, parse
 from tracecore_sidecar.sources.worker_server import PullError, fetch
 from tracecore_train.wire.records import CollectiveRecord, PullRecord
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tracecore_sidecar.sources.recorder_dump import Entry
+    from tracecore_sidecar.sources.recorder_dump import Dump
 
 GLOO_HANDLER = "fr_trace_json"
 NCCL2_HANDLER = "fr_trace_json?backend=nccl2"
@@ -51,6 +52,8 @@ class FlightRecorderReader:
     def __init__(self) -> None:
         """Start with nothing read."""
         self._cursors: dict[int, _RankCursors] = {}
+        self._reading = threading.Lock()
+        """Held while an answer is read: only one is unpacked at a time, and none contend."""
 
     def pull(
         self,
@@ -81,18 +84,19 @@ class FlightRecorderReader:
             cursor = cursors.by_handler.setdefault(handler, _Cursor())
             try:
                 raw = fetch(socket_path, handler, timeout_s)
-                dump = _unread(raw, cursor, rank, wall_offset_ns, now_ns)
+                with self._reading:
+                    dump = _unread(raw, cursor, rank, wall_offset_ns, now_ns)
             except PullError as error:
                 reasons.append(str(error))
                 continue
             is_partial = _leaves_out_finished(dump)
             is_active_only = is_active_only or is_partial
             is_first_look = cursor.last_id < 0
-            fresh, lost = _advance(cursor, dump.entries)
+            fresh, lost = _advance(cursor, dump.records, wall_offset_ns)
             changed += fresh
             if not is_partial:
                 num_lost += lost
-                began = dump.entries[0].record.record_id if dump.entries else 0
+                began = dump.records[0].record_id if dump.records else 0
                 is_truncated |= lost > 0 or (is_first_look and began > 0)
         pull = PullRecord(
             time_ns=now_ns,
@@ -121,9 +125,10 @@ def _unread(
             dump = parse(tail, rank, wall_offset_ns, now_ns)
         except PullError:
             return parse(raw, rank, wall_offset_ns, now_ns)
-        left = {entry.record.record_id: entry.created_wall_ns for entry in dump.entries}
-        is_as_left = left.get(cursor.last_id) == cursor.last_created_wall_ns
-        if is_as_left and dump.entries[0].record.record_id == needed:
+        left = {record.record_id: record.created_ns for record in dump.records}
+        created_ns = left.get(cursor.last_id)
+        is_as_left = created_ns == cursor.last_created_wall_ns - wall_offset_ns
+        if is_as_left and dump.records[0].record_id == needed:
             return dump
     return parse(raw, rank, wall_offset_ns, now_ns)
 
@@ -134,7 +139,7 @@ def _leaves_out_finished(dump: Dump) -> bool:
     The recorder of a rank that waits for nothing is then empty although it counts, and ids of
     entries that are all under way have gaps.
     """
-    records = [entry.record for entry in dump.entries]
+    records = dump.records
     if any(record.is_retired or record.completed_ns for record in records):
         return False
     if not records:
@@ -142,21 +147,22 @@ def _leaves_out_finished(dump: Dump) -> bool:
     return records[-1].record_id - records[0].record_id >= len(records)
 
 
-def _advance(cursor: _Cursor, entries: Sequence[Entry]) -> tuple[list[CollectiveRecord], int]:
+def _advance(
+    cursor: _Cursor, records: Sequence[CollectiveRecord], wall_offset_ns: int
+) -> tuple[list[CollectiveRecord], int]:
     """Move the cursor to the end of the ring; give what changed and how many were lost."""
-    by_id = {entry.record.record_id: entry for entry in entries}
-    first = entries[0].record.record_id if entries else 0
-    last = entries[-1].record.record_id if entries else -1
+    by_id = {record.record_id: record for record in records}
+    first = records[0].record_id if records else 0
+    last = records[-1].record_id if records else -1
     seen = by_id.get(cursor.last_id)
     was_reset = last < cursor.last_id or (
-        seen is not None and seen.created_wall_ns != cursor.last_created_wall_ns
+        seen is not None and seen.created_ns + wall_offset_ns != cursor.last_created_wall_ns
     )
     num_lost = len(cursor.pending if was_reset else cursor.pending - by_id.keys())
     if was_reset:
         cursor.last_id, cursor.pending = -1, set()
     elif cursor.last_id >= 0:
         num_lost += max(0, first - cursor.last_id - 1)
-    records = [entry.record for entry in entries]
     fresh = [
         record
         for record in records
@@ -164,6 +170,7 @@ def _advance(cursor: _Cursor, entries: Sequence[Entry]) -> tuple[list[Collective
         or (record.is_retired and record.record_id in cursor.pending)
     ]
     cursor.pending = {record.record_id for record in records if not record.is_retired}
-    if entries:
-        cursor.last_id, cursor.last_created_wall_ns = last, entries[-1].created_wall_ns
+    if records:
+        cursor.last_id = last
+        cursor.last_created_wall_ns = records[-1].created_ns + wall_offset_ns
     return fresh, num_lost

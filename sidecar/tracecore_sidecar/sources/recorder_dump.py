@@ -7,10 +7,15 @@ the first entry still needed is cut off unparsed, wherever that is safe.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tracecore_sidecar.sources.worker_server import PullError
-from tracecore_train.wire.records import NOT_MEASURED, CollectiveRecord
+from tracecore_train.wire.records import NOT_MEASURED, CollectiveRecord, RecordKind
+from tracecore_train.wire.tables import from_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_ENTRIES = 50_000
 """Entries of one answer that are looked at: the newest."""
@@ -26,17 +31,10 @@ _HEAD_BYTES = 4_096
 """Within which the list of entries begins."""
 
 
-class Entry(NamedTuple):
-    """One entry of the ring."""
-
-    record: CollectiveRecord
-    created_wall_ns: int
-
-
 class Dump(NamedTuple):
     """What a dump holds."""
 
-    entries: list[Entry]
+    records: list[CollectiveRecord]
     """Oldest first."""
     has_counted: bool
     """Whether the recorder's counters say that something was recorded."""
@@ -53,15 +51,15 @@ def parse(raw: bytes | bytearray, rank: int, wall_offset_ns: int, now_ns: int) -
     if not isinstance(listed, list):
         raise PullError("its answer is not a flight recorder dump")
     try:
-        entries = [_entry(entry, rank, wall_offset_ns, now_ns) for entry in listed[-MAX_ENTRIES:]]
+        records = _records(listed[-MAX_ENTRIES:], rank, wall_offset_ns, now_ns)
     except KeyError as error:
         raise PullError(f"an entry of its dump has no {error.args[0]}") from None
     except (TypeError, ValueError) as error:
         raise PullError(f"an entry of its dump is not as expected: {error}") from None
-    entries.sort(key=lambda entry: entry.record.record_id)
-    if len({entry.record.record_id for entry in entries}) != len(entries):
+    records.sort(key=attrgetter("record_id"))
+    if len({record.record_id for record in records}) != len(records):
         raise PullError("its dump holds the same record_id twice")
-    return Dump(entries, has_counted=_has_counted(dump.get("pg_status")))
+    return Dump(records, has_counted=_has_counted(dump.get("pg_status")))
 
 
 def cut(raw: bytes | bytearray, first: int) -> bytes:
@@ -92,38 +90,47 @@ def _id_at(raw: bytes | bytearray, place: int) -> int:
     return int(digits) if place >= 0 and digits.isdigit() else -1
 
 
-def _entry(entry: Any, rank: int, wall_offset_ns: int, now_ns: int) -> Entry:
-    if not isinstance(entry, dict):
+def _records(
+    entries: list[Any], rank: int, wall_offset_ns: int, now_ns: int
+) -> list[CollectiveRecord]:
+    """Read entries column by column: what all of them hold is checked at once.
+
+    Each column is looked at value by value only where something in it is out of the ordinary.
+    """
+    if not set(map(type, entries)) <= {dict}:
         raise TypeError("not an object")
-    pg_name, _ = entry["process_group"]
-    created_wall_ns = _number(entry, "time_created_ns")
-    started_wall_ns = _number(entry, "time_discovered_started_ns", 0)
-    completed_wall_ns = _number(entry, "time_discovered_completed_ns", 0)
-    name = _text(entry["profiling_name"])
-    backend, colon, op = name.partition(":")
-    record = CollectiveRecord(
-        time_ns=now_ns,
-        rank=rank,
-        pg_name=_text(pg_name),
-        collective_seq_id=_number(entry, "collective_seq_id"),
-        record_id=_number(entry, "record_id"),
-        op=op or name,
-        input_sizes=_listing(entry, "input_sizes"),
-        input_dtypes=_listing(entry, "input_dtypes"),
-        created_ns=_monotonic(created_wall_ns, wall_offset_ns),
-        completed_ns=_monotonic(completed_wall_ns, wall_offset_ns) if completed_wall_ns else 0,
-        is_retired=_flag(entry["retired"]),
-        is_p2p=_flag(entry.get("is_p2p", False)),
-        p2p_seq_id=_number(entry, "p2p_seq_id", 0),
-        op_id=_number(entry, "op_id", 0),
-        output_sizes=_listing(entry, "output_sizes"),
-        output_dtypes=_listing(entry, "output_dtypes"),
-        is_started=bool(started_wall_ns) or entry.get("state") in _RAN,
-        started_ns=_monotonic(started_wall_ns, wall_offset_ns) if started_wall_ns else 0,
-        backend=backend if colon else "",
-        duration_ns=_duration(entry.get("duration_ms")),
-    )
-    return Entry(record, created_wall_ns)
+    started_wall_ns = _numbers(entries, "time_discovered_started_ns", 0)
+    names = _texts(_column(entries, "profiling_name"))
+    parted = {name: name.partition(":") for name in set(names)}
+    columns: dict[str, Sequence[object]] = {
+        "time_ns": [now_ns] * len(entries),
+        "rank": [rank] * len(entries),
+        "pg_name": _texts([pg_name for pg_name, _ in _column(entries, "process_group")]),
+        "collective_seq_id": _numbers(entries, "collective_seq_id"),
+        "record_id": _numbers(entries, "record_id"),
+        "op": [parted[name][2] or name for name in names],
+        "input_sizes": _listings(entries, "input_sizes"),
+        "input_dtypes": _listings(entries, "input_dtypes"),
+        "created_ns": _monotonic(_numbers(entries, "time_created_ns"), wall_offset_ns),
+        "completed_ns": _seen(_numbers(entries, "time_discovered_completed_ns", 0), wall_offset_ns),
+        "is_retired": _flags(_column(entries, "retired")),
+        "is_p2p": _flags([entry.get("is_p2p", False) for entry in entries]),
+        "p2p_seq_id": _numbers(entries, "p2p_seq_id", 0),
+        "op_id": _numbers(entries, "op_id", 0),
+        "output_sizes": _listings(entries, "output_sizes"),
+        "output_dtypes": _listings(entries, "output_dtypes"),
+        "is_started": [
+            wall_ns > 0 or entry.get("state") in _RAN
+            for wall_ns, entry in zip(started_wall_ns, entries, strict=True)
+        ],
+        "started_ns": _seen(started_wall_ns, wall_offset_ns),
+        "backend": [parted[name][0] if parted[name][1] else "" for name in names],
+        "duration_ns": [
+            _duration(entry["duration_ms"]) if "duration_ms" in entry else NOT_MEASURED
+            for entry in entries
+        ],
+    }
+    return cast("list[CollectiveRecord]", from_columns(RecordKind.COLLECTIVE, columns))
 
 
 def _has_counted(status: Any) -> bool:
@@ -144,8 +151,19 @@ def _duration(milliseconds: Any) -> int:
     return round(milliseconds * 1e6)
 
 
-def _number(entry: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = entry[key] if default is None else entry.get(key)
+def _column(entries: list[dict[str, Any]], key: str) -> list[Any]:
+    return [entry[key] for entry in entries]
+
+
+def _numbers(entries: list[dict[str, Any]], key: str, default: int | None = None) -> list[int]:
+    values: list[Any]
+    values = _column(entries, key) if default is None else [entry.get(key) for entry in entries]
+    if set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _INT64_MAX:
+        return values
+    return [_number(value, key, default) for value in values]
+
+
+def _number(value: Any, key: str, default: int | None) -> int:
     if type(value) is int and 0 <= value <= _INT64_MAX:
         return value
     if value is None and default is not None:
@@ -153,17 +171,33 @@ def _number(entry: dict[str, Any], key: str, default: int | None = None) -> int:
     raise ValueError(f"{key} is {str(value)[:40]}")
 
 
-def _monotonic(wall_ns: int, wall_offset_ns: int) -> int:
-    value = wall_ns - wall_offset_ns
-    if abs(value) > _INT64_MAX:
-        raise ValueError(f"time {wall_ns} is out of range")
-    return value
+def _monotonic(wall_ns: list[int], wall_offset_ns: int) -> list[int]:
+    values = [value - wall_offset_ns for value in wall_ns]
+    if values and max(map(abs, values)) > _INT64_MAX:
+        raise ValueError(f"a time from {min(wall_ns)} to {max(wall_ns)} is out of range")
+    return values
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{str(value)[:40]} is neither true nor false")
-    return value
+def _seen(wall_ns: list[int], wall_offset_ns: int) -> list[int]:
+    """Convert times of which 0 says that nothing was seen yet."""
+    if not any(wall_ns):
+        return wall_ns
+    converted = _monotonic(wall_ns, wall_offset_ns)
+    return [at_ns if told else 0 for told, at_ns in zip(wall_ns, converted, strict=True)]
+
+
+def _flags(values: list[Any]) -> list[bool]:
+    if set(map(type, values)) <= {bool}:
+        return values
+    wrong = next(value for value in values if type(value) is not bool)
+    raise TypeError(f"{str(wrong)[:40]} is neither true nor false")
+
+
+def _texts(values: list[Any]) -> list[str]:
+    is_text = set(map(type, values)) == {str}
+    if is_text and max(map(len, values)) <= MAX_CHARS and all(map(str.isascii, values)):
+        return values
+    return [_text(value) for value in values]
 
 
 def _text(value: Any) -> str:
@@ -175,8 +209,8 @@ def _text(value: Any) -> str:
     return value[:MAX_CHARS].encode("utf-8", "replace").decode()
 
 
-def _listing(entry: dict[str, Any], key: str) -> str:
-    value = entry.get(key, [])
-    if not isinstance(value, list):
+def _listings(entries: list[dict[str, Any]], key: str) -> list[str]:
+    values = [entry.get(key, []) for entry in entries]
+    if not set(map(type, values)) <= {list}:
         raise TypeError(f"{key} is not a list")
-    return _text(str(value))
+    return _texts(list(map(str, values)))

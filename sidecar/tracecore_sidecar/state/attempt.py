@@ -123,20 +123,17 @@ class AttemptState:
         host_index = self._host(source)
         collectives: list[rec.CollectiveRecord] = []
         stacks: dict[int, list[rec.StackRecord]] = {}
+        admitted: int | None = None
+        """Rank of the record before: hundreds in a row are about one."""
         for record in batch.records:
             if isinstance(record, rec.RendezvousRecord):
                 self._rendezvous(record, host_index)
                 continue
             rank = record.rank
-            if not 0 <= rank < self.world_size:
-                self._num_dropped["rank outside the job"] += 1
-                continue
-            if source.kind is SourceKind.RANK and source.rank != rank:
-                self._num_dropped["rank speaks for another rank"] += 1
-                continue
-            self._is_seen[rank] = True
-            if self._host_index[rank] < 0:
-                self._host_index[rank] = host_index
+            if rank != admitted:
+                if not self._admits(rank, source, host_index):
+                    continue
+                admitted = rank
             if isinstance(record, rec.CollectiveRecord):
                 collectives.append(record)
             elif isinstance(record, rec.StackRecord):
@@ -182,6 +179,19 @@ class AttemptState:
             ras_answers=MappingProxyType(self._ras_answers),
             past_pauses=self._pauses.view(),
         )
+
+    def _admits(self, rank: int, source: Source, host_index: int) -> bool:
+        """Say whether a source may speak about a rank; note that it was seen."""
+        if not 0 <= rank < self.world_size:
+            self._num_dropped["rank outside the job"] += 1
+            return False
+        if source.kind is SourceKind.RANK and source.rank != rank:
+            self._num_dropped["rank speaks for another rank"] += 1
+            return False
+        self._is_seen[rank] = True
+        if self._host_index[rank] < 0:
+            self._host_index[rank] = host_index
+        return True
 
     # One small function per record kind.
 
@@ -330,19 +340,24 @@ class AttemptState:
             self._ints["pull_failed_ns"][record.rank] = record.time_ns
         self._lost(record.rank, record.num_lost)
 
-    def _part(self, record: rec.CollectiveRecord) -> str:
+    def _part(self, pg_name: str, told: str) -> str:
         """Name the group in which an operation counts: a group's backends count apart."""
         # Nccl2 may name itself as its predecessor did.
-        for backend in (record.backend, f"{record.backend}2") if record.backend else ():
-            part = f"{record.pg_name}:{backend}"
+        for backend in (told, f"{told}2") if told else ():
+            part = f"{pg_name}:{backend}"
             if part in self._groups:
                 return part
-        return record.pg_name
+        return pg_name
 
     def _collectives(self, records: list[rec.CollectiveRecord]) -> None:
+        parts: dict[tuple[str, str], str] = {}
         by_part: dict[tuple[str, int], list[rec.CollectiveRecord]] = {}
         for record in records:
-            by_part.setdefault((self._part(record), record.rank), []).append(record)
+            name = (record.pg_name, record.backend)
+            part = parts.get(name)
+            if part is None:
+                part = parts[name] = self._part(*name)
+            by_part.setdefault((part, record.rank), []).append(record)
         for (pg_name, rank), entries in by_part.items():
             group = self._groups.get(pg_name)
             if group is None:

@@ -42,6 +42,8 @@ class StepTotals:
             return
         if source.attempt > self.attempt:
             self.attempt, self.ranks = source.attempt, {}
+        if source.kind is SourceKind.SIDECAR:
+            return  # what it gathers itself, collectives by the hundred, holds no steps
         for record in batch.records:
             if not isinstance(record, StepRecord) or record.flags & StepFlag.FIRST:
                 continue

@@ -529,6 +529,41 @@ def test_texts_are_bounded_and_can_be_encoded(server: Server, reader: Reader) ->
     assert record.pg_name.encode("utf-8") == b"?"
 
 
+def test_an_unusual_entry_leaves_the_others_as_they_are(server: Server, reader: Reader) -> None:
+    """Entries are checked together, and each keeps its own values."""
+    odd = entry(
+        1,
+        op_id=None,
+        time_discovered_completed_ns=WALL_OFFSET_NS + 5_000,
+        profiling_name="gloo:" + "x" * 100_000,
+        is_p2p=True,
+        duration_ms=2.5,
+    )
+    server.answers["fr_trace_json"] = http(dump(entry(0), odd, entry(2)))
+    first, changed, last = reader.pull()[1]
+    told = [(r.op_id, r.completed_ns, len(r.op), r.is_p2p, r.duration_ns) for r in (first, last)]
+    assert told == [(1, 0, 10, False, -1), (3, 0, 10, False, -1)]
+    assert (changed.op_id, changed.completed_ns, changed.is_p2p) == (0, 5_000, True)
+    assert changed.duration_ns == 2_500_000
+    assert len(changed.op) <= recorder_dump.MAX_CHARS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("record_id", -3), ("retired", "yes"), ("input_sizes", "[[4]]"), ("profiling_name", 5)],
+)
+def test_one_wrong_value_among_many_fails_the_pull(
+    server: Server, reader: Reader, key: str, value: object
+) -> None:
+    """A bad value is found wherever in the ring it stands."""
+    entries = [entry(number) for number in range(300)]
+    entries[170][key] = value
+    server.answers["fr_trace_json"] = http(dump(*entries))
+    pull, records = reader.pull()
+    assert not pull.is_ok
+    assert not records
+
+
 def test_a_huge_answer_is_refused(
     server: Server, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

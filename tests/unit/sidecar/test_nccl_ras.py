@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.fake_ras import (
     nccl_report,
     without_commas,
 )
+from tests.support.fake_sidecar import wait_until
 from tracecore_sidecar.sources import nccl_ras
 from tracecore_sidecar.sources.nccl_ras import (
     MAX_ANSWER_BYTES,
@@ -42,7 +44,7 @@ from tracecore_sidecar.sources.nccl_ras_report import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 GENEROUS_S = 20.0
 """For what answers at once, on a machine that is busy."""
@@ -67,7 +69,10 @@ def process(proc: Path, pid: int, **environ: str) -> int:
 def a_rank(address: str) -> Iterator[int]:
     """A real process that was told where to listen."""
     started = subprocess.Popen(["sleep", "100"], env={"NCCL_RAS_ADDR": address, "SECRET": "x"})
+    environ = Path(f"/proc/{started.pid}/environ")
     try:
+        # The kernel shows the environment a moment after the program has begun.
+        wait_until(lambda: b"NCCL_RAS_ADDR" in environ.read_bytes(), GENEROUS_S)
         yield started.pid
     finally:
         started.kill()

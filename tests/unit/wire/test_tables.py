@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,24 @@ def test_a_bad_column_is_named(changes: dict[str, Any], message: str) -> None:
     """The error names what is wrong."""
     with pytest.raises(WireError, match=message):
         from_table("worker_exit", columns(**changes))
+
+
+@pytest.mark.parametrize("bad", [True, None, "7", 2**63, -(2**63) - 1, 1.0])
+def test_one_bad_value_in_a_long_column_is_found(bad: object) -> None:
+    """A column is checked as a whole, and still no value passes unchecked."""
+    (table,) = to_tables([STEP] * 1_000)
+    values: list[object] = [*table.columns["duration_ns"]]
+    values[617] = bad
+    with pytest.raises(WireError, match=r"step\.duration_ns: "):
+        from_table("step", {**table.columns, "duration_ns": values})
+
+
+def test_kinds_that_alternate_become_one_table_each() -> None:
+    """Records of a kind stay in order however they are mixed with others."""
+    steps = [replace(STEP, step=number) for number in range(3)]
+    tables = to_tables([steps[0], EXIT, steps[1], EXIT, steps[2]])
+    assert [table.num_rows for table in tables] == [3, 2]
+    assert from_table("step", tables[0].columns) == steps
 
 
 def test_a_missing_column_is_named() -> None:

@@ -44,3 +44,41 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "refused:" in done.stdout
     assert "zip" in done.stdout
+
+
+REASONS = {
+    "empty_3": (b"", "empty: its writer was ended before it wrote"),
+    "cut_3": (b"\x80\x02}q", "ends in the middle; copy it again once it is written"),
+    "cut_4.json": (b'{"version": "2.9", "ent', "damaged JSON of 23 bytes; copy it again"),
+    "zip_5": (b"PK\x03\x04", "unpack it if it holds dumps"),
+    "other_6.json": (b'{"lr": 1}', "no flight recorder dump: it has no version and entries"),
+    "noise_7": (b"\x00\x01\x02", "neither a dump, nor our output, nor a log"),
+}
+
+
+def test_each_file_that_is_not_read_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """Nothing read is not taken for nothing found."""
+    for name, (raw, _) in REASONS.items():
+        (tmp_path / name).write_bytes(raw)
+    done = CliRunner().invoke(cli, ["diagnose", *map(str, sorted(tmp_path.iterdir()))])
+    assert done.exit_code == 1
+    assert done.stdout.startswith("no verdict: nothing was read")
+    for name, (_, reason) in REASONS.items():
+        (line,) = [line for line in done.stdout.splitlines() if f"/{name}: " in line]
+        assert reason in line
+
+
+def test_json_keeps_its_form_without_any_answer(tmp_path: Path) -> None:
+    """The same three keys, and of every file the same five."""
+    (tmp_path / "x_0").write_bytes(b"PK\x03\x04")
+    done = CliRunner().invoke(cli, ["diagnose", str(tmp_path), "--json"])
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"verdicts", "inputs", "not_measured"}
+    assert answer["verdicts"] == []
+    assert set(answer["inputs"][0]) == {"path", "kind", "status", "detail", "rank"}
+
+
+def test_help_has_an_example() -> None:
+    """A line to copy."""
+    done = CliRunner().invoke(cli, ["diagnose", "--help"])
+    assert "tracecore diagnose /tmp/nccl_trace_rank_*" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -184,6 +185,95 @@ HOSTILE: dict[str, bytes] = {
     "noise": bytes(range(256)) * 10,
     "nothing": b"",
 }
+
+
+def _shared(depth: int) -> list[Any]:
+    """Give lists within lists of which each holds the next one many times."""
+    value: list[Any] = [1]
+    for _ in range(depth):
+        value = [value] * 60
+    return value
+
+
+def test_shared_parts_are_not_written_out(tmp_path: Path) -> None:
+    """A small pickle whose sizes would fill any memory as text costs nothing."""
+    for rank in range(4):
+        dump = stopped_job().dump(rank)
+        dump["entries"][0]["input_sizes"] = _shared(40)
+        dump["entries"][1]["input_dtypes"] = ["Float" * 10_000] * 60_000
+        (tmp_path / f"t_{rank}").write_bytes(pickle.dumps(dump))
+    assert suspects(diagnose_paths([tmp_path])) == {STOPPED}
+
+
+@pytest.mark.parametrize("ranks", [list(range(100_000)), str(list(range(100_000)))])
+def test_shared_members_are_refused(tmp_path: Path, ranks: Any) -> None:
+    """A thousand groups that share one list of all ranks are no real job's."""
+    dump = stopped_job().dump(0)
+    dump["pg_config"] = {str(n): {"name": str(n), "desc": "", "ranks": ranks} for n in range(1000)}
+    (tmp_path / "t_0").write_bytes(pickle.dumps(dump))
+    (item,) = diagnose_paths([tmp_path]).inputs
+    assert (item.status, "members" in item.detail) == ("refused", True)
+
+
+def test_a_long_list_of_sizes_is_told_from_its_beginning(tmp_path: Path) -> None:
+    """An all-to-all over many ranks does not change the answer."""
+    for rank in range(4):
+        dump = stopped_job().dump(rank)
+        for entry in dump["entries"]:
+            entry["input_sizes"] = [[n] for n in range(5_000)]
+        (tmp_path / f"t_{rank}").write_bytes(pickle.dumps(dump))
+    assert suspects(diagnose_paths([tmp_path])) == {STOPPED}
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(tmp_path: Path, was_enabled: bool) -> None:
+    """It is only paused while files are read."""
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_enabled else gc.disable)()
+        diagnose_paths([tmp_path])
+        assert gc.isenabled() is was_enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_a_file_that_may_not_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its name, the reason and what to do; the others are read."""
+    for rank, raw in stopped_job().pickles().items():
+        (tmp_path / f"t_{rank}").write_bytes(raw)
+    (tmp_path / "secret_9").write_bytes(b"x")
+    opened = Path.open
+
+    def denied(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "secret_9":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    answer = diagnose_paths([tmp_path])
+    (item,) = [item for item in answer.inputs if item.status == "refused"]
+    assert item.path.name == "secret_9"
+    assert (
+        item.detail == "cannot be read: Permission denied: run as the user of the job, or as root"
+    )
+    assert suspects(answer) == {STOPPED}
+
+
+def test_a_file_that_vanishes_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump that is moved away while the directory is walked stops nothing."""
+    (tmp_path / "t_0").write_bytes(b"x")
+    stat = Path.stat
+
+    def gone(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "t_0" and options.get("follow_symlinks", True):
+            raise FileNotFoundError(2, "No such file or directory")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    (item,) = diagnose_paths([tmp_path]).inputs
+    assert (item.status, item.detail) == ("refused", "cannot be read: No such file or directory")
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))

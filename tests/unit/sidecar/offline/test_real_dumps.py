@@ -53,6 +53,7 @@ def test_a_missing_dump_accuses_no_healthy_rank(case: str, rank: int) -> None:
     ranks, _ = TRUTH[case]
     assert suspects(answer) <= ranks
     assert suspects(answer), "the other faulty rank is still to be seen"
+    assert len(answer.told) == 1, "what leads to a rank that was not read is no cause of its own"
     assert all(told.json["confidence"] == "partial" for told in answer.told)
     assert f"rank {rank}: no dump of it was given" in answer.not_measured
     if rank not in ranks and case == "lock_gil_1st":
