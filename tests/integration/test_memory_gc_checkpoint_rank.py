@@ -30,6 +30,8 @@ torch = pytest.importorskip("torch")
 dcp = pytest.importorskip("torch.distributed.checkpoint")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*single process:UserWarning"),
+    # Torch 2.10 and older call what they themselves deprecate.
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
     pytest.mark.timeout(120),
 ]
 

@@ -13,11 +13,16 @@ from tracecore_train.wire.records import InputRecord, StepRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
+torch = pytest.importorskip("torch")
 fsdp = pytest.importorskip("torch.distributed.fsdp")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(200),
     pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="this torch has no fully_shard"),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream, "record_event"),
+        reason="fully_shard of this torch does not run on CPU (torch.cpu.Stream.record_event)",
+    ),
 ]
 
 FSDP_JOB = PROGRAM.parent / "fsdp_job.py"

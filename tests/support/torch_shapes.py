@@ -1,8 +1,9 @@
 """Stand-ins for what torch's distributed modules look like in other versions than the installed.
 
-Names and signatures follow what was read in the wheels of each version; behaviour is the least
-that a hook can notice. :func:`install` puts one shape in the place of the installed torch's two
-modules. Run with the installed torch beside it, a hook cannot tell it from that version.
+Names and signatures are those of the installed wheels (looked up in 2.6.0, 2.8.0, 2.10.0, 2.13.0,
+2.14.1 and 2.15.0); behaviour is the least that a hook can notice. :func:`install` puts one shape
+in the place of the installed torch's two modules. Run with the installed torch beside it, a hook
+cannot tell it from that version.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ class Shape:
     """Name of the backend that a user gets for ``nccl``."""
     is_gloo_recorded: bool = True
     """Gloo takes part in the flight recorder."""
+    has_generic_handler: bool = True
+    """The worker server answers ``fr_trace_json``; 2.8 and 2.9 record gloo and do not."""
 
 
 SHAPES = {
     shape.version: shape
     for shape in (
-        Shape("2.6", has_generic_dump=False, is_gloo_recorded=False),
-        Shape("2.8"),
+        Shape("2.6", has_generic_dump=False, is_gloo_recorded=False, has_generic_handler=False),
+        Shape("2.8", has_generic_handler=False),
         Shape("2.10"),
         Shape("2.13"),
         Shape("2.13+cpu", has_nccl_dump=False),
@@ -157,6 +160,7 @@ class FakeTorch:
             self._add(self.extension, "_dump_fr_trace_json", self._dump_generic)
         if shape.has_nccl_dump:
             self._add(self.extension, "_dump_nccl_trace_json", self._dump_nccl)
+        self._add(self.extension, "_get_handler_names", self._handlers)
 
     def make_group(
         self, name: str, backends: Mapping[str, str], ranks: Iterable[int] = (0, 1)
@@ -199,6 +203,12 @@ class FakeTorch:
     def _dump_nccl(self, *args: bool) -> bytes:
         self.calls.append(("_dump_nccl_trace_json", args, {}))
         return self._status("nccl")
+
+    def _handlers(self) -> list[str]:
+        names = ["dump_traceback", "ping"]
+        names += ["fr_trace_json"] if self.shape.has_generic_handler else []
+        nccl = ["dump_nccl_trace_json", "dump_nccl_trace_pickle"]
+        return names + (nccl if self.shape.has_nccl_dump else [])
 
     def _status(self, recorder: str) -> bytes:
         status = {

@@ -75,9 +75,9 @@ class DataLoaderHook:
 
     def blind(self) -> list[str]:
         """Give what this hook cannot see."""
-        if self._loaders.has_queue():
+        if self._loaders.had_queue:
             return []
-        return ["input.queue: no DataLoader with workers delivered a batch yet"]
+        return ["input.queue: no DataLoader with workers delivered a batch so far"]
 
     def poll(self, is_full: bool) -> list[Record]:
         """Give the loaders that delivered since the last time, or all that live."""

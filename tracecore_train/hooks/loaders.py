@@ -63,6 +63,8 @@ class Loaders:
     def __init__(self, rank: int) -> None:
         """Know none yet."""
         self._rank = rank
+        self.had_queue = False
+        """A loader with workers has delivered."""
         self._num_named = 0
         self._followed: dict[int, tuple[weakref.ref[Any], Loader]] = {}
         self._marked: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -71,6 +73,7 @@ class Loaders:
         """Give the loader of an iterator that carries none yet. For the training thread."""
         loader = self._loader_of(iterator)
         loader.is_first = True
+        self.had_queue = self.had_queue or hasattr(iterator, "_workers")
         loader.iterator = weakref.ref(iterator)
         self._marked.add(iterator)
         setattr(iterator, ATTRIBUTE, loader)
@@ -93,13 +96,6 @@ class Loaders:
                 loader.num_told = loader.num_batches
                 records.append(self._record(loader, iterator))
         return records
-
-    def has_queue(self) -> bool:
-        """Say whether a loader with workers is followed."""
-        iterators = [
-            loader.iterator() for _, loader in list(self._followed.values()) if loader.iterator
-        ]
-        return any(hasattr(iterator, "_workers") for iterator in iterators)
 
     def _loader_of(self, iterator: Any) -> Loader:
         sampler = getattr(iterator, "_index_sampler", None)

@@ -84,18 +84,13 @@ class ProcessGroupsHook:
         """Give what this hook cannot see."""
         if self._blind:
             return [f"collectives.counters: {self._blind}", f"collectives.entries: {self._blind}"]
-        recorders = [recorder for recorder in self._recorders.values() if recorder.blind]
-        reasons = [f"collectives.counters: {recorder.blind}" for recorder in recorders]
-        reasons += [
-            f"collectives.entries: {recorder.blind}"
-            for recorder in recorders
-            if not recorder.is_there
-        ]
+        recorders = self._recorders.values()
+        reasons = [f"collectives.counters: {r.blind}" for r in recorders if r.blind]
         if self._watch.groups and not self._has_counters and not reasons:
             reasons.append(
                 "collectives.counters: the flight recorder has counted none yet, or it is off"
             )
-        return reasons
+        return reasons + [f"collectives.entries: {r.no_entries}" for r in recorders if r.no_entries]
 
     def poll(self, is_full: bool) -> list[Record]:
         """Give the groups that are new or gone (or all) and the counters of all."""

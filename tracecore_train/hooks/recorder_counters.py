@@ -21,6 +21,12 @@ EXTENSION = "torch._C._distributed_c10d"
 """Module of torch that reads the flight recorders."""
 GENERIC_DUMP = "_dump_fr_trace_json"
 NCCL_DUMP = "_dump_nccl_trace_json"
+HANDLERS = {
+    "gloo": "fr_trace_json",
+    "nccl": "dump_nccl_trace_json",
+    "nccl2": "fr_trace_json",
+}
+"""Backend -> what torch's worker server calls the entries of its recorder."""
 _DECODER = json.JSONDecoder()
 
 
@@ -42,22 +48,22 @@ class RecorderCounters:
     def __init__(self, backend: str) -> None:
         """Read the recorder of ``backend``, by the name torch gives it."""
         self._backend = backend
+        self._dump = _dump_of(backend)
         self._answer = b""
         self._found: dict[int, Counters] = {}
         self.is_changed = False
         """Whether the last read differs from the one before it."""
-        self.blind = ""
+        self.blind = "" if self._dump else _no_recorder(backend)
         """Why the last read gave nothing; empty: it worked."""
-        self.is_there = True
-        """Whether torch has this recorder; where not, there are no entries to pull either."""
+        self.no_entries = self.blind or _no_handler(backend)
+        """Why nobody can pull the entries from outside; empty: nothing speaks against it."""
 
     def read(self, num_groups: int) -> dict[int, Counters]:
         """Give the counters by the group's number; ``num_groups`` were made so far."""
-        dump = self._dump()
-        if dump is None:
+        if self._dump is None:
             return {}
         try:
-            answer = dump()
+            answer = self._dump()
             self.is_changed = answer != self._answer
             if self.is_changed:
                 self._found = _parse(answer)
@@ -74,20 +80,29 @@ class RecorderCounters:
         self.blind = ""
         return self._found
 
-    def _dump(self) -> Callable[[], bytes] | None:
-        name = NCCL_DUMP if self._backend == "nccl" else GENERIC_DUMP
-        read: Callable[..., bytes] | None = getattr(sys.modules.get(EXTENSION), name, None)
-        if self._backend not in ("gloo", "nccl", "nccl2"):
-            self.blind = f"the backend {self._backend} has no flight recorder that is read"
-            self.is_there = False
-            return None
-        if read is None:
-            self.blind = f"this torch has no flight recorder of {self._backend}"
-            self.is_there = False
-            return None
-        if self._backend == "nccl2":
-            return lambda: read(False, False, backend="nccl2")
-        return lambda: read(False, False)
+
+def _dump_of(backend: str) -> Callable[[], bytes] | None:
+    name = NCCL_DUMP if backend == "nccl" else GENERIC_DUMP
+    read: Callable[..., bytes] | None = getattr(sys.modules.get(EXTENSION), name, None)
+    if backend not in HANDLERS or read is None:
+        return None
+    if backend == "nccl2":
+        return lambda: read(False, False, backend="nccl2")
+    return lambda: read(False, False)
+
+
+def _no_recorder(backend: str) -> str:
+    if backend in HANDLERS:
+        return f"this torch has no flight recorder of {backend}"
+    return f"the backend {backend} has no flight recorder that is read"
+
+
+def _no_handler(backend: str) -> str:
+    """Say where the worker server lacks what the entries are pulled by, as gloo's in torch 2.8."""
+    names = getattr(sys.modules.get(EXTENSION), "_get_handler_names", None)
+    if names is None or HANDLERS[backend] in names():
+        return ""
+    return f"the worker server of this torch has no {HANDLERS[backend]} (2.10 and newer do)"
 
 
 def _parse(answer: bytes) -> dict[int, Counters]:

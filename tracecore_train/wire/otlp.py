@@ -297,6 +297,9 @@ def _unpack(kind: str, names: list[str], raw: bytes) -> dict[str, Any]:
 def _loads(kind: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            # Half a pair, as in names of files that are not UTF-8, could not be written later on.
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise WireError(f"{kind[:60]}: columns are not JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):

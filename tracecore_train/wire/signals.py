@@ -198,7 +198,8 @@ SIGNALS = (
         source=SignalSource.RANK,
         given_by="worker_server",
         way="leave the flight recorder and the worker_server hook on; a socket path of 107 bytes "
-        "at most (TRACECORE_RUNTIME_DIR); legacy NCCL: TRACECORE_NCCL_PULL=on-suspicion",
+        "at most (TRACECORE_RUNTIME_DIR); torch 2.10 or newer on gloo; legacy NCCL: "
+        "TRACECORE_NCCL_PULL=on-suspicion",
     ),
     Signal(
         name="collective_timing",

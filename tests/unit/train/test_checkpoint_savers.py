@@ -28,7 +28,11 @@ torch = pytest.importorskip("torch")
 dcp = pytest.importorskip("torch.distributed.checkpoint")
 saver = pytest.importorskip("torch.distributed.checkpoint.state_dict_saver")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*single process:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*single process:UserWarning"),
+    # Torch 2.10 and older call what they themselves deprecate.
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
+]
 SAVE = "torch.distributed.checkpoint.save"
 ASYNC_SAVE = "torch.distributed.checkpoint.async_save"
 

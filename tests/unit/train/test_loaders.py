@@ -161,6 +161,17 @@ def test_a_loader_without_workers_has_no_queue(hook: DataLoaderHook) -> None:
     assert [text.partition(":")[0] for text in hook.blind()] == ["input.queue"]
 
 
+def test_a_queue_that_was_seen_is_no_blind_spot_after_its_loader_ended(
+    hook: DataLoaderHook,
+) -> None:
+    """The last word about the queue of a job that has trained is that it was measured."""
+    assert hook.blind()
+    for _ in workers_loader(4):
+        pass
+    gc.collect()
+    assert hook.blind() == []
+
+
 def test_ended_loaders_are_forgotten(hook: DataLoaderHook) -> None:
     """A loader that is gone is not told, and nothing of ours keeps it or its iterator."""
     for _ in range(5):

@@ -63,8 +63,11 @@ def test_explicit_zero_is_respected_and_blind(
     hook.uninstall()
 
 
-def test_the_recorder_is_turned_on_and_the_variable_taken_back(hook: ProcessGroupsHook) -> None:
+def test_the_recorder_is_turned_on_and_the_variable_taken_back(
+    hook: ProcessGroupsHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the user set no size the present name is set, and gone after uninstall."""
+    torch_shapes.install(monkeypatch, "2.8")
     hook.install()
     assert _variables() == {"TORCH_FR_BUFFER_SIZE": "2000"}
     hook.uninstall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ WATCHED = ("process_groups", "worker_server", "exact_collectives")
 GLOO = {"cpu": "gloo"}
 NCCL = {"cuda": "nccl"}
 NO_RECORDER = "this torch has no flight recorder of gloo"
+NO_HANDLER = "the worker server of this torch has no fr_trace_json (2.10 and newer do)"
 NO_CALLBACKS = "this torch has no ProcessGroup.register_pre_hook (2.14 and newer do)"
 
 
@@ -121,6 +123,24 @@ def reasons(rank: Rank) -> dict[str, str]:
     return {name: reason for name, _, reason in pairs}
 
 
+def test_the_stand_in_is_like_the_installed_torch() -> None:
+    """The shape of the version that is installed says what that build really has."""
+    extension = pytest.importorskip("torch._C._distributed_c10d")
+    version = ".".join(torch.__version__.split(".")[:2]) + ("" if torch.version.cuda else "+cpu")
+    if version not in torch_shapes.SHAPES:
+        pytest.skip(f"no shape of {version}")
+    shape = torch_shapes.SHAPES[version]
+    generic = getattr(extension, "_dump_fr_trace_json", None)
+    assert shape == dataclasses.replace(
+        shape,
+        has_generic_dump=generic is not None,
+        has_nccl_dump=hasattr(extension, "_dump_nccl_trace_json"),
+        takes_backend="backend:" in (getattr(generic, "__doc__", None) or ""),
+        has_group_hooks=hasattr(extension.ProcessGroup, "register_pre_hook"),
+        has_generic_handler="fr_trace_json" in extension._get_handler_names(),
+    )
+
+
 @pytest.mark.parametrize("rank", ["2.6"], indirect=True)
 def test_2_6_on_gloo_shows_groups_but_no_collectives(rank: Rank) -> None:
     """Without a recorder for gloo both the counters and the entries are blind, with that reason."""
@@ -141,9 +161,17 @@ def test_legacy_nccl_is_counted_up_to_2_13(rank: Rank) -> None:
     assert "collectives.counters" in rank.identity().measured
 
 
-@pytest.mark.parametrize("rank", ["2.8", "2.10", "2.13", "2.13+cpu"], indirect=True)
-def test_gloo_is_counted_from_2_8_on(rank: Rank) -> None:
-    """The common recorder shows gloo; only the callbacks of later versions are missing."""
+@pytest.mark.parametrize("rank", ["2.8"], indirect=True)
+def test_2_8_on_gloo_counts_what_cannot_be_pulled(rank: Rank) -> None:
+    """The recorder counts, and its entries are blind: the worker server has no way to them."""
+    rank.trains_on(GLOO)
+    assert reasons(rank) == {"collectives.entries": NO_HANDLER, "exact_collectives": NO_CALLBACKS}
+    assert "collectives.counters" in rank.identity().measured
+
+
+@pytest.mark.parametrize("rank", ["2.10", "2.13", "2.13+cpu"], indirect=True)
+def test_gloo_is_seen_whole_from_2_10_on(rank: Rank) -> None:
+    """Counters and entries are there; only the callbacks of later versions are missing."""
     rank.trains_on(GLOO)
     assert reasons(rank) == {"exact_collectives": NO_CALLBACKS}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from tracecore_train.wire.otlp import decode_logs, encode_logs
-from tracecore_train.wire.records import Batch, ProgressRecord, Source, SourceKind
+from tracecore_train.wire.records import Batch, PhaseRecord, ProgressRecord, Source, SourceKind
 
 SOURCE = Source(
     kind=SourceKind.RANK,
@@ -37,3 +37,10 @@ def test_a_resource_too_long_to_remember_is_read() -> None:
     added = request.resource_logs[0].resource.attributes.add(key="note")
     added.value.string_value = "x" * 100_000
     assert decode_logs(request.SerializeToString()) == [batch]
+
+
+def test_half_a_surrogate_pair_becomes_text_that_can_be_written() -> None:
+    """A file name that is not UTF-8 comes through readable, a whole pair as it was."""
+    record = PhaseRecord(time_ns=1, rank=0, name="read \udcff.bin \U0001f600", duration_ns=5)
+    (batch,) = decode_logs(encode_logs(Batch(source=SOURCE, records=(record,))))
+    assert batch.records == (replace(record, name="read ?.bin \U0001f600"),)
