@@ -247,8 +247,10 @@ def diagnose(paths: tuple[Path, ...], as_json: bool) -> None:
     output and bundles, and training logs.
 
     \b
-    Example:
+    Examples:
       tracecore diagnose /tmp/nccl_trace_rank_* train.log
+      tracecore diagnose --json /shared/dumps/ > answer.json
+      tracecore diagnose tracecore-runs/7/0/bundles/50d40d53f520/
     """
     from tracecore_sidecar.offline.diagnose import diagnose_paths
     from tracecore_sidecar.offline.text import answer_text

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tracecore_sidecar.connection_looks import ConnectionLooks
 from tracecore_sidecar.detectors import Wanted, WantedKind
 from tracecore_sidecar.pull_pace import PullPace
 from tracecore_sidecar.pull_policy import NcclPull, PullPlan, PullPolicy
@@ -70,6 +71,7 @@ class EvidenceFetcher:
         self._pace = PullPace(wall_offset_ns)
         self._num_local = 0
         self._ras = RasAsking(on_records)
+        self._connections = ConnectionLooks(on_records)
 
     def request(self, wishes: Iterable[Wanted], view: JobView, now_ns: int) -> None:
         """Start fetching what is wanted and not already under way or fresh."""
@@ -79,6 +81,7 @@ class EvidenceFetcher:
                 self._start(wish.kind, rank, view, now_ns, policy.plan(rank, is_suspicion=True))
             if wish.kind is WantedKind.COLLECTIVES:
                 self._ras.request(policy, view, now_ns)
+                self._connections.request(view, now_ns)
 
     def pull_on_schedule(self, interval_s: float, view: JobView, now_ns: int) -> None:
         """Read every local rank's recorder at wall-clock multiples; see ``pull_pace``."""
@@ -99,6 +102,7 @@ class EvidenceFetcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._ras.close()
+        await self._connections.close()
 
     def _start(
         self, kind: WantedKind, rank: int, view: JobView, now_ns: int, plan: PullPlan

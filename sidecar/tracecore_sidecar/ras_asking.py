@@ -6,11 +6,11 @@ over being asked.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.bundle.beside import beside
+from tracecore_sidecar.seldom import Seldom
 from tracecore_sidecar.sources.flight_recorder import NCCL_HANDLER
 from tracecore_sidecar.sources.nccl_ras import ask_ras, is_own_address
 from tracecore_sidecar.sources.nccl_ras_report import read_answer
@@ -35,26 +35,20 @@ class RasAsking:
     def __init__(self, on_records: Callable[[Sequence[Record], int], None]) -> None:
         """``on_records(records, attempt)`` is called on the event loop."""
         self._on_records = on_records
-        self._asked_ns: dict[int, int] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._seldom = Seldom(REPEAT_AFTER_NS)
 
     def request(self, policy: PullPolicy, view: JobView, now_ns: int) -> None:
         """Start asking, unless that was done a short while ago or nobody may be asked."""
         attempt = view.job.attempt
-        asked_ns = self._asked_ns.get(attempt)
-        is_fresh = asked_ns is not None and now_ns - asked_ns < REPEAT_AFTER_NS
-        if is_fresh or (self._running is not None and not self._running.done()):
+        if not self._seldom.is_due(attempt, now_ns):
             return
         ranks_by_pid = _who_may_be_asked(policy, view)
         if ranks_by_pid:
-            self._asked_ns = {attempt: now_ns}
-            self._running = asyncio.create_task(self._ask(ranks_by_pid, attempt))
+            self._seldom.start(attempt, now_ns, self._ask(ranks_by_pid, attempt))
 
     async def close(self) -> None:
         """Stop what is under way."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        await self._seldom.close()
 
     async def _ask(self, ranks_by_pid: Mapping[int, int], attempt: int) -> None:
         now_ns = time.monotonic_ns()

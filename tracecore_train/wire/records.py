@@ -54,6 +54,7 @@ class RecordKind(str, Enum):
     STACK = "stack"
     PROCESS = "process"
     NCCL_RAS = "nccl_ras"
+    CONNECTIONS = "connections"
 
 
 class StepFlag:
@@ -589,6 +590,30 @@ class NcclRasRecord:
     """Why nothing can be said; empty when it was read."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsRecord:
+    """TCP connections of a rank in which something waits; a value per connection.
+
+    One that is idle is not listed. All are as the kernel counts them at ``time_ns``.
+    """
+
+    kind: ClassVar[RecordKind] = RecordKind.CONNECTIONS
+    time_ns: int
+    rank: int
+    peers: tuple[int, ...]
+    """Rank at the other end; ``NOT_MEASURED`` where it is none of this node."""
+    addresses: tuple[str, ...]
+    """The other end, ``address:port``."""
+    num_unacknowledged: tuple[int, ...]
+    """Bytes sent that the other end's kernel has not acknowledged."""
+    num_unread: tuple[int, ...]
+    """Bytes that came and that the rank has not read."""
+    num_retransmits: tuple[int, ...]
+    """How often the oldest of them were sent again without an answer."""
+    error: str = ""
+    """Why nothing can be said; empty when they were read."""
+
+
 Record: TypeAlias = (
     IdentityRecord
     | GroupRecord
@@ -613,6 +638,7 @@ Record: TypeAlias = (
     | StackRecord
     | ProcessRecord
     | NcclRasRecord
+    | ConnectionsRecord
 )
 
 RECORD_TYPES: dict[RecordKind, type[Record]] = {
@@ -641,6 +667,7 @@ RECORD_TYPES: dict[RecordKind, type[Record]] = {
         StackRecord,
         ProcessRecord,
         NcclRasRecord,
+        ConnectionsRecord,
     )
 }
 """The one visible list of what exists."""

@@ -88,6 +88,7 @@ class AttemptState:
         self._blind: dict[int, tuple[str, ...]] = {}
         self._num_lost: dict[int, int] = {}
         self._ras_answers: dict[int, rec.NcclRasRecord] = {}
+        self._connections: dict[int, rec.ConnectionsRecord] = {}
         self._pages: dict[int, rec.RankPageRecord] = {}
         self._exceptions: dict[int, rec.ExceptionRecord] = {}
         self._last_words: dict[int, str] = {}
@@ -115,6 +116,7 @@ class AttemptState:
             RecordKind.COLLECTIVE_TOTALS: self._not_kept,
             RecordKind.PROCESS: self._process,
             RecordKind.NCCL_RAS: self._ras_answer,
+            RecordKind.CONNECTIONS: self._connections_seen,
         }
 
     def apply(self, batch: Batch) -> None:
@@ -177,6 +179,7 @@ class AttemptState:
             memory=MappingProxyType(self._memory),
             scalars=MappingProxyType(self._scalars),
             ras_answers=MappingProxyType(self._ras_answers),
+            connections=MappingProxyType(self._connections),
             past_pauses=self._pauses.view(),
         )
 
@@ -378,6 +381,9 @@ class AttemptState:
 
     def _ras_answer(self, record: rec.NcclRasRecord) -> None:
         self._ras_answers[record.rank] = record
+
+    def _connections_seen(self, record: rec.ConnectionsRecord) -> None:
+        self._connections[record.rank] = record
 
     def _moved(self, rank: int, time_ns: int) -> None:
         progress = self._ints["progress_ns"]

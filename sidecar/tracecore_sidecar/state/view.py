@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tracecore_sidecar.verdicts import JobInfo
     from tracecore_train.wire.records import (
+        ConnectionsRecord,
         ExceptionRecord,
         IdentityRecord,
         InputRecord,
@@ -212,6 +213,8 @@ class JobView:
     """By rank, records and ring entries lost so far."""
     pages: Mapping[int, RankPageRecord] = field(default_factory=dict)
     """Latest rank page by rank."""
+    connections: Mapping[int, ConnectionsRecord] = field(default_factory=dict)
+    """By rank, the latest look at its connections."""
     ras_answers: Mapping[int, NcclRasRecord] = field(default_factory=dict)
     """By rank asked, the latest answer of NCCL's RAS service."""
     exceptions: Mapping[int, ExceptionRecord] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracecore_sidecar.detectors.hang.links import unseen_links
 from tracecore_sidecar.detectors.naming import ranks_text
 from tracecore_sidecar.detectors.unseen import unseen_texts
 
@@ -68,6 +69,7 @@ def not_measured(scene: Scene, diagnosis: Diagnosis) -> tuple[str, ...]:
         identity = view.identities.get(rank)
         if identity is not None and identity.device != "cpu":
             missing.append(f"device of rank {rank}: its queues and kernels are not looked at")
+    missing += unseen_links(scene, diagnosis)
     missing += [
         f"nccl_ras: {answer.error or AGREES}"
         for answer in ras_answers(scene)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause
 from tracecore_sidecar.detectors.hang.gaps import not_measured, ras_answers, unread
+from tracecore_sidecar.detectors.hang.links import link_items
 from tracecore_sidecar.detectors.hang.operations import is_device_backend
 from tracecore_sidecar.detectors.hang.words import actions, operation_text, summary
 from tracecore_sidecar.detectors.naming import group_text, ranks_text, suspect_of
@@ -97,7 +98,7 @@ def _evidence(scene: Scene, diagnosis: Diagnosis) -> list[Evidence]:
         items += located.evidence or ((_page_item(scene, located),) if scene.is_live else ())
     if (chain := _chain(scene, diagnosis)) is not None:
         items.append(chain)
-    return [*items, *_ras_items(scene)]
+    return [*items, *link_items(scene, diagnosis), *_ras_items(scene)]
 
 
 def _mismatch_evidence(diagnosis: Diagnosis) -> Evidence:

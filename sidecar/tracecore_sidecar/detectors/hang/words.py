@@ -8,6 +8,7 @@ import numpy as np
 
 from tracecore_sidecar.detectors.hang.diagnosis import Cause
 from tracecore_sidecar.detectors.hang.gaps import unread
+from tracecore_sidecar.detectors.hang.links import dead_pairs, late_readers, links
 from tracecore_sidecar.detectors.hang.whereabouts import Place
 from tracecore_sidecar.detectors.naming import group_text, ranks_text
 
@@ -71,7 +72,7 @@ def summary(scene: Scene, diagnosis: Diagnosis) -> str:
     if diagnosis.suspects:
         return _accusation(diagnosis, head)
     if diagnosis.cause is Cause.NONE_COMPLETED:
-        return _nobody_completed(diagnosis, head)
+        return _nobody_completed(scene, diagnosis, head)
     if head.unknown:
         wait = "waits" if len(head.waiters) == 1 else "wait"
         return f"{ranks_text(head.waiters)} {wait} in {where}; {ranks_text(head.unknown)} unread"
@@ -106,14 +107,20 @@ def _accusation(diagnosis: Diagnosis, head: Head) -> str:
     return f"{who} never joined {where}{others}"
 
 
-def _nobody_completed(diagnosis: Diagnosis, head: Head) -> str:
+def _nobody_completed(scene: Scene, diagnosis: Diagnosis, head: Head) -> str:
     where = operation_text(head)
     if head.link is not None and head.done:
-        return f"{where} was handed over, and does not arrive"
-    if head.link is not None:
-        return f"both sides of {where} were issued, and it does not complete"
-    num = len(head.waiters) + len(diagnosis.presumed)
-    return f"all {num} members entered {where}, and none completed it"
+        text = f"{where} was handed over, and does not arrive"
+    elif head.link is not None:
+        text = f"both sides of {where} were issued, and it does not complete"
+    else:
+        num = len(head.waiters) + len(diagnosis.presumed)
+        text = f"all {num} members entered {where}, and none completed it"
+    found = links(scene, diagnosis)
+    if pairs := dead_pairs(found):
+        return f"{text}; nothing gets through between {pairs}"
+    readers = late_readers(found)
+    return f"{text}; {readers} did not read what came" if readers else text
 
 
 def _disagreement(diagnosis: Diagnosis) -> str:
@@ -170,7 +177,7 @@ def actions(scene: Scene, diagnosis: Diagnosis) -> list[str]:
     if diagnosis.cause in {Cause.MISMATCH, Cause.WAIT_CYCLE, Cause.UNMATCHED_P2P}:
         return [_BY_CAUSE[diagnosis.cause]]
     if diagnosis.cause is Cause.NONE_COMPLETED and not diagnosis.suspects:
-        return [_BY_CAUSE[diagnosis.cause]]
+        return [_find_link(scene, diagnosis)]
     for located in diagnosis.suspects[:MAX_NAMED] or diagnosis.bystanders[:1]:
         rank, pid = located.rank, int(scene.view.ranks.pid[located.rank])
         if located.place is Place.STOPPED:
@@ -182,6 +189,15 @@ def actions(scene: Scene, diagnosis: Diagnosis) -> list[str]:
     if diagnosis.head is not None and diagnosis.head.unknown and not scene.is_live:
         found.append(f"find the dumps of {ranks_text(diagnosis.head.unknown)}, or their logs")
     return list(dict.fromkeys(found))
+
+
+def _find_link(scene: Scene, diagnosis: Diagnosis) -> str:
+    found = links(scene, diagnosis)
+    if pairs := dead_pairs(found):
+        return f"look at the network between {pairs}"
+    if readers := late_readers(found):
+        return f"see which thread of {readers} should read: `py-spy dump --native`"
+    return _BY_CAUSE[Cause.NONE_COMPLETED]
 
 
 def _afterwards(diagnosis: Diagnosis) -> list[str]:
