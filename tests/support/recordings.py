@@ -125,6 +125,7 @@ class SimulatedJob(Timeline):
             cpu_ns=rank.cpu_ns,
             rss_bytes=0,
             wchan=rank.wchan,
+            main_cpu_ns=rank.cpu_ns,
             main_wait_ns=rank.main_wait_ns,
         )
         self.apply(index, record, kind=SourceKind.SIDECAR)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tracecore_sidecar.state.early_entries import EarlyEntries
 from tracecore_sidecar.state.memberships import Change, Memberships
-from tracecore_sidecar.state.view import UNKNOWN_EXIT, JobView, RankColumns, read_only
+from tracecore_sidecar.state.view import MIN_APART_NS, UNKNOWN_EXIT, JobView, RankColumns, read_only
 from tracecore_sidecar.state.windows import GroupRows, StepRows
 from tracecore_train.wire import records as rec
 from tracecore_train.wire.records import RecordKind, Source, SourceKind
@@ -372,10 +372,10 @@ class AttemptState:
                 group.add(rank, current)
 
     def _process(self, record: rec.ProcessRecord) -> None:
-        self._processes[record.rank] = (*self._processes.get(record.rank, ())[-1:], record)
+        self._processes[record.rank] = _last_two(self._processes.get(record.rank, ()), record)
         if record.main_cpu_ns != rec.NOT_MEASURED or record.num_children != rec.NOT_MEASURED:
             known = self._close_looks.get(record.rank, ())
-            self._close_looks[record.rank] = (*known[-1:], record)
+            self._close_looks[record.rank] = _last_two(known, record)
         if record.state == "-":
             self._ended(record.rank, record.time_ns)
 
@@ -403,3 +403,11 @@ class AttemptState:
         if key not in self._hosts and len(self._hosts) >= MAX_HOSTS:
             return -1
         return self._hosts.setdefault(key, len(self._hosts))
+
+
+def _last_two(
+    known: tuple[rec.ProcessRecord, ...], record: rec.ProcessRecord
+) -> tuple[rec.ProcessRecord, ...]:
+    """Keep a look and the last one before it that is far enough away to tell a share."""
+    is_near = len(known) == 2 and record.time_ns - known[1].time_ns < MIN_APART_NS
+    return (known[0] if is_near else known[-1], record) if known else (record,)

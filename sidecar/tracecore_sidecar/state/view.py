@@ -39,6 +39,9 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 OTHER_OP = "other"
 """Stands in ``GroupView.ops`` for signatures that found no room: nothing is known of them."""
+MIN_APART_NS = 200_000_000
+"""Between two looks at a process. The kernel counts its time in ticks of 10 ms: two that are nearer
+to each other say nothing of its share of a processor."""
 UNKNOWN_EXIT = -1000
 """``exit_code`` of a rank whose end its launcher did not see."""
 

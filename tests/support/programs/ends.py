@@ -101,6 +101,8 @@ def blocked_at_exit() -> None:
 def interrupted() -> None:
     # Modules that are still being imported beside would change Python's own exit status.
     time.sleep(1)
+    # What runs in the background of a shell inherits that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tracecore_sidecar.state.store import Store
@@ -16,6 +17,8 @@ from tracecore_train.wire.records import (
 
 if TYPE_CHECKING:
     from tracecore_sidecar.state.view import JobView
+
+SECOND = 1_000_000_000
 
 
 def view_of(*records: Record) -> JobView:
@@ -61,9 +64,17 @@ def checkpoint(duration_ns: int, *, is_blocking: bool) -> CheckpointRecord:
 def test_close_looks_outlive_the_light_ones_between_them() -> None:
     """The last two close looks stay though lighter ones came after; those are the latest looks."""
     looks = [look(1, 100), look(2), look(3, 200), look(4), look(5, 300), look(6), look(7)]
-    view = view_of(*looks)
-    assert [record.time_ns for record in view.close_looks[0]] == [3, 5]
-    assert [record.time_ns for record in view.processes[0]] == [6, 7]
+    view = view_of(*(replace(item, time_ns=item.time_ns * SECOND) for item in looks))
+    assert [record.time_ns // SECOND for record in view.close_looks[0]] == [3, 5]
+    assert [record.time_ns // SECOND for record in view.processes[0]] == [6, 7]
+
+
+def test_looks_that_come_together_leave_one_that_is_apart() -> None:
+    """A share needs some time between two looks: the one before the last near ones stays."""
+    times_ms = (1_000, 2_000, 2_010, 2_150)
+    view = view_of(*(look(time_ms * 1_000_000, 100) for time_ms in times_ms))
+    for looks in (view.close_looks[0], view.processes[0]):
+        assert [record.time_ns // 1_000_000 for record in looks] == [1_000, 2_150]
 
 
 def test_patience_grows_only_with_checkpoints_that_training_waited_for() -> None:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracecore_sidecar.state.view import UNKNOWN_EXIT
+from tracecore_sidecar.state.view import MIN_APART_NS, UNKNOWN_EXIT
 from tracecore_train.wire.records import NOT_MEASURED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracecore_sidecar.state.view import JobView
     from tracecore_train.wire.records import ProcessRecord, StackRecord
 
@@ -32,27 +34,40 @@ def last_look(view: JobView, rank: int, after_ns: int) -> ProcessRecord | None:
 
 def cpu_share(view: JobView, rank: int, after_ns: int) -> float | None:
     """Give the share of a core a process used between two looks after ``after_ns``."""
-    looks = view.processes.get(rank, ())
-    if len(looks) < 2 or looks[0].time_ns < after_ns or looks[0].pid != looks[1].pid:
-        return None
-    elapsed = looks[1].time_ns - looks[0].time_ns
-    # The kernel counts in ticks of 10 ms: a shorter time apart says nothing.
-    return (looks[1].cpu_ns - looks[0].cpu_ns) / elapsed if elapsed >= SECOND_NS // 5 else None
+    pair = _pair(view.processes.get(rank, ()), after_ns)
+    return None if pair is None else _used(*pair)
 
 
 def busy_share(view: JobView, rank: int, after_ns: int) -> float | None:
     """Give the share of that time a process ran code, or would have on an idle machine.
 
-    On a crowded one the main thread waits for a processor instead, in the kernel's run queue.
+    On a crowded one the main thread waits for a processor instead, in the kernel's run queue,
+    which close looks show. Two that are too near each other say nothing yet.
     """
-    share = cpu_share(view, rank, after_ns)
-    if share is None:
+    looks = view.close_looks.get(rank, ())
+    if len(looks) < 2 or looks[1].time_ns <= after_ns:
+        return cpu_share(view, rank, after_ns)
+    pair = _pair(looks, after_ns)
+    if pair is None:
         return None
-    first, second = view.processes[rank]
-    if min(first.main_wait_ns, second.main_wait_ns) == NOT_MEASURED:
-        return share
-    waited_ns = second.main_wait_ns - first.main_wait_ns
-    return share + max(0, waited_ns) / (second.time_ns - first.time_ns)
+    first, second = pair
+    is_told = min(first.main_wait_ns, second.main_wait_ns) != NOT_MEASURED
+    waited_ns = second.main_wait_ns - first.main_wait_ns if is_told else 0
+    return _used(first, second) + waited_ns / (second.time_ns - first.time_ns)
+
+
+def _pair(
+    looks: Sequence[ProcessRecord], after_ns: int
+) -> tuple[ProcessRecord, ProcessRecord] | None:
+    """Give the last two looks at one process, if both are recent and far enough apart."""
+    if len(looks) < 2 or looks[0].time_ns < after_ns or looks[0].pid != looks[1].pid:
+        return None
+    is_apart = looks[1].time_ns - looks[0].time_ns >= MIN_APART_NS
+    return (looks[0], looks[1]) if is_apart else None
+
+
+def _used(first: ProcessRecord, second: ProcessRecord) -> float:
+    return (second.cpu_ns - first.cpu_ns) / (second.time_ns - first.time_ns)
 
 
 def heartbeat_age(view: JobView, rank: int) -> int:

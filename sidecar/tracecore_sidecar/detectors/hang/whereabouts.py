@@ -23,7 +23,6 @@ from tracecore_sidecar.detectors.frames import (
 from tracecore_sidecar.detectors.hang.last_seen import (
     SECOND_NS,
     busy_share,
-    cpu_share,
     exit_text,
     heartbeat_age,
     is_heartbeat_stale,
@@ -125,7 +124,7 @@ def locate(
         accuse_after_ns=after,
         evidence=place_evidence(view, rank, stack, stopped_ns=stopped_ns, now=now),
         is_examined=place in PLAIN_PLACES
-        or (stack is not None and cpu_share(view, rank, stopped_ns) is not None),
+        or (stack is not None and busy_share(view, rank, stopped_ns) is not None),
         is_certain=place in PLAIN_PLACES or (stack is not None and not stack.error),
     )
 
