@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.seldom import Seldom
-from tracecore_sidecar.sources.connections import read_connections
-from tracecore_train.wire.records import ConnectionsRecord
+from tracecore_sidecar.sources.beside import beside
+from tracecore_sidecar.sources.connections import connections_of, read_connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,17 +50,6 @@ class ConnectionLooks:
         try:
             found = await beside(TIMEOUT_S, lambda: read_connections(ranks_by_pid, now_ns))
         except TimeoutError as problem:
-            found = [
-                ConnectionsRecord(
-                    time_ns=now_ns,
-                    rank=rank,
-                    peers=(),
-                    addresses=(),
-                    num_unacknowledged=(),
-                    num_unread=(),
-                    num_retransmits=(),
-                    error=str(problem),
-                )
-                for rank in ranks_by_pid.values()
-            ]
+            ranks = ranks_by_pid.values()
+            found = [connections_of(rank, now_ns, (), str(problem)) for rank in ranks]
         self._on_records(found, attempt)

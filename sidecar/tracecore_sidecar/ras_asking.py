@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.seldom import Seldom
+from tracecore_sidecar.sources.beside import beside
 from tracecore_sidecar.sources.flight_recorder import NCCL_HANDLER
 from tracecore_sidecar.sources.nccl_ras import ask_ras, is_own_address
 from tracecore_sidecar.sources.nccl_ras_report import read_answer

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.folder import BundleFolder, SpoiledError
 from tracecore_sidecar.bundle.gather import DUMP_OF, Gathering
 from tracecore_sidecar.bundle.manifest import manifest
+from tracecore_sidecar.sources.beside import beside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.bundle import dumps, ras_files
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.case import Role
 from tracecore_sidecar.bundle.folder import NoRoomError
 from tracecore_sidecar.bundle.node_facts import node_facts
 from tracecore_sidecar.bundle.process_facts import read_environment, read_facts
 from tracecore_sidecar.sinks.record_file import segments
+from tracecore_sidecar.sources.beside import beside
 from tracecore_sidecar.sources.flight_recorder import (
     GLOO_HANDLER,
     NCCL2_HANDLER,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracecore_sidecar.bundle import dumps
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.bundler import BundleError
 from tracecore_sidecar.bundle.case import open_case
 from tracecore_sidecar.bundle.folder import json_bytes
 from tracecore_sidecar.on_hang.abort import RankProcess, end_ranks
 from tracecore_sidecar.on_hang.choice import Action
 from tracecore_sidecar.on_hang.command import run_command
+from tracecore_sidecar.sources.beside import beside
 from tracecore_sidecar.verdicts import Confidence
 from tracecore_train import runtime
 from tracecore_train.guard import Guard

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tracecore_train.wire.records import NOT_MEASURED, ConnectionsRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MAX_BYTES = 16 << 20
 """Of one table of connections: some 100,000 lines."""
@@ -71,7 +71,27 @@ def read_connections(
             if not row.is_idle and (row.local, row.remote) in ranks:
                 peer = ranks.get((row.remote, row.local), NOT_MEASURED)
                 waiting[ranks[row.local, row.remote]].append((row, peer))
-    return [_record(rank, now_ns, rows, errors[rank]) for rank, rows in sorted(waiting.items())]
+    return [
+        connections_of(rank, now_ns, rows, errors[rank]) for rank, rows in sorted(waiting.items())
+    ]
+
+
+def connections_of(
+    rank: int, now_ns: int, waiting: Sequence[tuple[Row, int]], error: str
+) -> ConnectionsRecord:
+    """Make the record of a rank: rows in which something waits, each with the rank at its end."""
+    told = sorted(waiting, key=lambda item: -(item[0].num_unacknowledged + item[0].num_unread))
+    del told[MAX_CONNECTIONS:]
+    return ConnectionsRecord(
+        time_ns=now_ns,
+        rank=rank,
+        peers=tuple(peer for _, peer in told),
+        addresses=tuple(address_text(row.remote) for row, _ in told),
+        num_unacknowledged=tuple(row.num_unacknowledged for row, _ in told),
+        num_unread=tuple(row.num_unread for row, _ in told),
+        num_retransmits=tuple(row.num_retransmits for row, _ in told),
+        error=error,
+    )
 
 
 def parse_table(text: str) -> Iterator[Row]:
@@ -109,21 +129,6 @@ def _end(text: str) -> _End:
     int(address, 16)
     # An IPv4 peer of an IPv6 socket is the same machine.
     return address.upper().removeprefix(_MAPPED), int(port, 16)
-
-
-def _record(rank: int, now_ns: int, rows: list[tuple[Row, int]], error: str) -> ConnectionsRecord:
-    rows.sort(key=lambda item: -(item[0].num_unacknowledged + item[0].num_unread))
-    told = rows[:MAX_CONNECTIONS]
-    return ConnectionsRecord(
-        time_ns=now_ns,
-        rank=rank,
-        peers=tuple(peer for _, peer in told),
-        addresses=tuple(address_text(row.remote) for row, _ in told),
-        num_unacknowledged=tuple(row.num_unacknowledged for row, _ in told),
-        num_unread=tuple(row.num_unread for row, _ in told),
-        num_retransmits=tuple(row.num_retransmits for row, _ in told),
-        error=error,
-    )
 
 
 def _sockets(process: Path) -> tuple[list[int], str]:

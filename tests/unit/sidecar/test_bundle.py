@@ -24,7 +24,6 @@ from tests.support.small_disk import small_disk
 from tests.support.verdicts import WALL_OFFSET_NS, event_of
 from tracecore_sidecar.bundle import bundler as bundler_module
 from tracecore_sidecar.bundle import dumps, gather
-from tracecore_sidecar.bundle.beside import beside
 from tracecore_sidecar.bundle.bundler import BundleError, Bundler
 from tracecore_sidecar.bundle.case import Role, open_case
 from tracecore_sidecar.bundle.folder import (
@@ -39,6 +38,7 @@ from tracecore_sidecar.bundle.process_facts import (
     read_facts,
 )
 from tracecore_sidecar.pull_policy import NcclPull
+from tracecore_sidecar.sources.beside import beside
 from tracecore_sidecar.sources.worker_server import PullError
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ async def beside(timeout_s: float, function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="tracecore-bundle", daemon=True).start()
+    threading.Thread(target=run, name="tracecore-beside", daemon=True).start()
     try:
         # Not wait_for: before Python 3.12 it can swallow a cancellation.
         await asyncio.wait({answer}, timeout=timeout_s)
